@@ -1,0 +1,1 @@
+"""Foreign programs, started and ended with deadlines. Blocking: threads call it."""

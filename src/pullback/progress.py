@@ -1,0 +1,66 @@
+"""What long work says while it goes on, and how it is told to stop. No output here."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Where long work reports. Called from any thread; must return at once."""
+
+    def start(self, subject: str, total: int) -> None:
+        """Work on `subject` (a disk's target) begins; `total` bytes are expected, 0 if unknown."""
+
+    def advance(self, subject: str, done: int) -> None:
+        """`done` more bytes of `subject` are through."""
+
+    def finish(self, subject: str) -> None:
+        """`subject` is through."""
+
+    def note(self, message: str) -> None:
+        """A sentence that the user should read."""
+
+
+class Silent:
+    """A `Progress` that says nothing."""
+
+    def start(self, subject: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self, subject: str, done: int) -> None:
+        """Nothing."""
+
+    def finish(self, subject: str) -> None:
+        """Nothing."""
+
+    def note(self, message: str) -> None:
+        """Nothing."""
+
+
+@dataclass(slots=True)
+class Cancel:
+    """A token that threads look at once per block. The first reason given is kept."""
+
+    _event: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _reason: BaseException | None = None
+
+    def cancel(self, reason: BaseException) -> None:
+        """Ask everybody who holds the token to stop because of `reason`."""
+        with self._lock:
+            if self._reason is None:
+                self._reason = reason
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Has anybody asked?"""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise the reason if somebody asked."""
+        if self._event.is_set():
+            assert self._reason is not None
+            raise self._reason
