@@ -1,0 +1,92 @@
+"""QEMU's exports: its one NBD server, and FUSE. Sources: QAPI block-export.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pullback import errors, state
+from pullback.engine import replies
+from pullback.engine.monitor import Monitor
+
+_GONE_SECONDS = 10.0
+
+
+async def start_server(monitor: Monitor, job: state.Job, socket: Path) -> None:
+    """Start QEMU's NBD server on a unix socket of ours, in our private directory."""
+    if foreign := [item for item in await listed(monitor) if item["type"] == "nbd"]:
+        raise errors.NbdServerBusy(detail=f"export {foreign[0]['id']}")
+    job.record.nbd_server = str(socket)
+    job.save()
+    try:
+        await monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(socket)}}})
+    except errors.RefusedError as error:
+        job.record.nbd_server = None
+        job.save()
+        if "already" in error.reason:
+            raise errors.NbdServerBusy(detail="it runs without exports") from error
+        raise
+    if socket.exists():
+        socket.chmod(0o600)
+
+
+async def add_nbd(
+    monitor: Monitor, *, id: str, node: str, name: str, bitmaps: Sequence[object] = (), writable: bool = False
+) -> None:
+    """Export a node over NBD. `bitmaps`: names, or {node, name} pairs (QEMU ≥ 7.1)."""
+    arguments: dict[str, object] = {"type": "nbd", "id": id, "node-name": node, "name": name, "writable": writable}
+    if bitmaps:
+        arguments["bitmaps"] = list(bitmaps)
+    await monitor.execute("block-export-add", arguments)
+
+
+async def add_fuse(monitor: Monitor, *, id: str, node: str, mountpoint: Path) -> None:
+    """Export a node as a file, mounted over the (existing, regular) file `mountpoint`; read-only."""
+    mountpoint.touch(mode=0o600)
+    arguments = {"type": "fuse", "id": id, "node-name": node, "mountpoint": str(mountpoint), "writable": False}
+    await monitor.execute("block-export-add", arguments)
+
+
+async def listed(monitor: Monitor) -> list[dict[str, str]]:
+    """All exports: id, type, node-name."""
+    return [
+        {
+            "id": replies.text(record, "id", "export"),
+            "type": replies.text(record, "type", "export"),
+            "node-name": replies.optional_text(record, "node-name"),
+        }
+        for record in replies.objects(await monitor.execute("query-block-exports"), "query-block-exports")
+    ]
+
+
+async def remove(monitor: Monitor, prefix: str) -> None:
+    """Remove all exports whose id begins with `prefix`, also under clients, and wait until they are gone."""
+    for export in await listed(monitor):
+        if export["id"].startswith(prefix):
+            await _delete(monitor, export["id"])
+
+    async def gone() -> bool:
+        return not any(export["id"].startswith(prefix) for export in await listed(monitor))
+
+    await monitor.poll(gone, what="block-export-del", timeout=_GONE_SECONDS)
+
+
+async def _delete(monitor: Monitor, id: str) -> None:
+    try:
+        await monitor.execute("block-export-del", {"id": id, "mode": "hard"})
+    except errors.RefusedError as error:
+        if error.error_class != "GenericError" or "shut" not in error.reason:  # shutting down already
+            raise
+
+
+async def stop_server(monitor: Monitor, job: state.Job) -> None:
+    """Stop the NBD server if it is ours and nobody exports anything through it."""
+    if job.record.nbd_server is None or any(export["type"] == "nbd" for export in await listed(monitor)):
+        return
+    try:
+        await monitor.execute("nbd-server-stop")
+    except errors.RefusedError as error:
+        if "not running" not in error.reason:
+            raise
+    job.record.nbd_server = None
+    job.save()

@@ -1,0 +1,44 @@
+"""After a death: finding what an earlier job left in QEMU and on disk, and removing it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from pullback import errors, state
+from pullback.engine import graph, names, pause, replies, sweep
+from pullback.engine.guard import guarding
+from pullback.engine.monitor import Monitor, connect
+
+
+async def recover(job: state.Job) -> None:
+    """Connect to the job's machine, continue it if the job had paused it, and remove what is left."""
+    async with connect(Path(job.record.socket)) as monitor:
+        await clear(monitor, job)
+
+
+async def clear(monitor: Monitor, job: state.Job) -> None:
+    """Do that on a connection that is open."""
+    await pause.resume_if_ours(monitor, job)
+    async with guarding(job) as guard:
+        await pause.uninterrupted(sweep.sweep(monitor, job, still=partial(pause.paused, monitor, job, guard)))
+    job.remove()
+
+
+def forget(job: state.Job) -> None:
+    """The job's machine is gone, and with it all that was in it: remove the files."""
+    sweep.remove_files(job)
+    job.remove()
+
+
+async def strays(monitor: Monitor) -> list[str]:
+    """Ids of jobs of ours that QEMU knows: of records that were lost too."""
+    nodes = graph.parse_nodes(await monitor.execute("query-named-block-nodes", {"flat": True}))
+    found = [*nodes, *(bitmap.name for node in nodes.values() for bitmap in node.bitmaps)]
+    for command, key in (("query-block-exports", "id"), ("query-jobs", "id")):
+        try:
+            found += [replies.text(item, key, command) for item in replies.objects(await monitor.execute(command), key)]
+        except errors.RefusedError:  # QEMU < 5.2 has no exports of this kind
+            continue
+    jobs = {name.removeprefix(graph.OURS)[:8] for name in found if name.startswith(graph.OURS)}
+    return sorted(job for job in jobs if names.prefix(job))

@@ -1,0 +1,525 @@
+"""Restore points as values, and the manifest that describes one in a `dir:` repository.
+
+A manifest is one JSON object (UTF-8, sorted keys) with an own checksum:
+
+    {"format": 1, "minor": 0, "sha256": "<of all the rest in canonical form>",
+     "id": "20261124T060018Z-1f2e3d4c", "machine": "web01", "created": "2026-11-24T06:00:18.250000Z",
+     "level": "auto", "pullback": "0.1.0", "qemu": "7.2.22", "engine": "filter", "pause_us": 4900,
+     "checkpoint": "auto.….…" | null, "notes": ["…"],
+     "disks": [{"target": "vda", "qdev": …, "serial": …, "source": …, "source_format": …,
+                "size": 8589934592, "mode": "incremental", "reason": null,
+                "parent": {"point": "…", "target": "vda"} | null,
+                "mark": {"name": "auto.….…", "nonce": "<hex>", "first": 3, "last": 4} | null,
+                "image": "vda.qcow2", "hashes": "vda.sha256", "block_size": 1048576,
+                "digest": "<hex>", "stored": 1310720, "read": 1048576}]}
+
+Canonical form: sorted keys, no spaces, no escapes beyond JSON's own, UTF-8. There are no floating
+point numbers in it, because their text differs between languages.
+
+What is read is hostile until checked: every key, type, range, name and count. Unknown keys are
+refused in our own minor version and ignored in a later one; a later `format` is refused whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TypeVar
+
+from pullback import errors
+from pullback.model.backups import Level
+from pullback.model.checkpoints import Mark
+from pullback.model.checkpoints import parse as parse_bitmap
+from pullback.units import KiB, MiB
+
+#: The format that this Pullback writes, and the highest that it reads.
+FORMAT = 1
+#: Additions within the format that an older Pullback may ignore.
+MINOR = 0
+#: Bytes of a manifest that are read at most: 256 disks with the longest texts are far below.
+MAX_MANIFEST = 16 * MiB
+#: Disks of one point: virtio-scsi alone could have more, nobody was seen with more than 100.
+MAX_DISKS = 256
+#: Notes of one point.
+MAX_NOTES = 1024
+#: Characters of a free text (PATH_MAX of Linux, because file names are among them).
+MAX_TEXT = 4096
+#: Blocks in a disk's hash list, so that the list has at most 32 MiB.
+MAX_BLOCKS = 1 << 20
+#: A hash block holds at least this, in bytes.
+MIN_BLOCK = 4 * KiB
+#: A hash block holds at most this, in bytes (a disk of 256 TiB at `MAX_BLOCKS`).
+MAX_BLOCK = 256 * MiB
+
+_MAX_INTEGER = (1 << 63) - 1
+_SECTOR = 512
+_MICRO = 1_000_000
+_MAX_PAUSE_US = 86_400 * _MICRO
+_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+_ID_TIME = "%Y%m%dT%H%M%SZ"
+_CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# Control characters, line separators, writing-direction overrides and lone surrogates: a text with
+# them could rewrite the terminal on which it is shown, or could not be encoded at all.
+_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_RESERVED = frozenset({"manifest.json"})
+
+
+class Mode(StrEnum):
+    """How a disk was read."""
+
+    #: Whole; the image stands alone.
+    FULL = "full"
+    #: Only what changed since the parent; the image is backed by the parent's.
+    INCREMENTAL = "incremental"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointRef:
+    """A disk of a restore point of the same machine."""
+
+    #: The point's id.
+    point: str
+    #: The disk's target there (a disk may have moved to another target since).
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointDisk:
+    """A disk in a restore point. Sizes in bytes."""
+
+    #: Its name in the machine, such as "vda".
+    target: str
+    #: The device's id or path in QEMU, for people.
+    qdev: str | None
+    #: Its serial number, for people.
+    serial: str | None
+    #: The image file as the machine had it, for people; never opened.
+    source: str | None
+    #: The format of that file.
+    source_format: str | None
+    #: Bytes of the guest's disk.
+    size: int
+    #: How it was read.
+    mode: Mode
+    #: Why it was read whole although an increment was wanted; None if there is nothing to say.
+    reason: str | None
+    #: The disk that the image is backed by; None for a whole image.
+    parent: PointRef | None
+    #: The checkpoint made in the same instant, which the disk's chain must contain for this point
+    #: to be a parent; None if the disk cannot be tracked.
+    mark: Mark | None
+    #: File name of the qcow2 image, in the point's directory.
+    image: str
+    #: File name of the list of block hashes, in the point's directory.
+    hashes: str
+    #: Bytes of one hash block.
+    block_size: int
+    #: SHA-256 over the SHA-256s of the blocks, hex; thus also the SHA-256 of the file `hashes`.
+    digest: str
+    #: Bytes that the image takes in the repository.
+    stored: int
+    #: Bytes that were read from the machine.
+    read: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A restore point: the disks of one machine at one instant."""
+
+    #: Sortable by time and unique: `20261124T060018Z-<8 hex>`; see `new_id`.
+    id: str
+    #: The machine's name.
+    machine: str
+    #: The instant, in UTC.
+    created: datetime
+    #: What was asked for.
+    level: Level
+    #: Version of Pullback that made it.
+    pullback: str
+    #: Version of the QEMU that it was made from.
+    qemu: str
+    #: The fleecing engine.
+    engine: str
+    #: How long the guest stood still, in seconds (kept to the microsecond).
+    pause: float
+    #: Name of the checkpoint made with it, if one was.
+    checkpoint: str | None
+    #: At least one, each target once.
+    disks: tuple[PointDisk, ...]
+    #: Sentences for people: what fell back, what was left out.
+    notes: tuple[str, ...] = ()
+
+    def disk(self, target: str) -> PointDisk:
+        """The disk of that name; raises `UnknownDisk`."""
+        for disk in self.disks:
+            if disk.target == target:
+                return disk
+        known = ", ".join(disk.target for disk in self.disks)
+        raise errors.UnknownDisk(target=target, where=f"restore point {self.id}", known=known)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all the disks as the guest sees them."""
+        return sum(disk.size for disk in self.disks)
+
+    @property
+    def stored(self) -> int:
+        """Bytes that the point's images take."""
+        return sum(disk.stored for disk in self.disks)
+
+    @property
+    def read(self) -> int:
+        """Bytes that were read from the machine for it."""
+        return sum(disk.read for disk in self.disks)
+
+    @property
+    def whole(self) -> bool:
+        """Does it stand alone, without any other point?"""
+        return all(disk.parent is None for disk in self.disks)
+
+
+# -- names -----------------------------------------------------------------------------------
+
+
+def new_id(created: datetime, token: str | None = None) -> str:
+    """The id of a point made at `created` (aware); `token` is its random part, 8 hex digits."""
+    return f"{created.astimezone(UTC).strftime(_ID_TIME)}-{token or secrets.token_hex(4)}"
+
+
+def id_moment(text: str) -> datetime | None:
+    """The second (UTC) that an id names, or None if the text is no id."""
+    if not _ID.fullmatch(text):
+        return None
+    try:
+        return datetime.strptime(text.partition("-")[0], _ID_TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def is_file_name(text: str) -> bool:
+    """May a manifest name a file so? (No slash, no leading dot, plain ASCII, not the manifest's own name.)"""
+    return bool(_NAME.fullmatch(text)) and text not in _RESERVED
+
+
+def is_target(text: str) -> bool:
+    """Can a disk be called so?"""
+    return bool(_TARGET.fullmatch(text))
+
+
+def showable(text: str) -> str:
+    """The text for people: what could upset a terminal is written `\\u001b`, and it ends at `MAX_TEXT`."""
+    return _UNSHOWABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)[:MAX_TEXT]
+
+
+def is_showable(text: str) -> bool:
+    """Has the text nothing in it that `showable` would change?"""
+    return len(text) <= MAX_TEXT and not _UNSHOWABLE.search(text)
+
+
+# -- writing ---------------------------------------------------------------------------------
+
+
+def document(point: Point) -> dict[str, object]:
+    """The point as plain JSON values, without format and checksum."""
+    return {
+        "id": point.id,
+        "machine": point.machine,
+        "created": point.created.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z",
+        "level": str(point.level),
+        "pullback": showable(point.pullback),
+        "qemu": showable(point.qemu),
+        "engine": showable(point.engine),
+        "pause_us": round(point.pause * _MICRO),
+        "checkpoint": point.checkpoint,
+        "disks": [_disk_document(disk) for disk in point.disks],
+        "notes": [showable(note) for note in point.notes],
+    }
+
+
+def _disk_document(disk: PointDisk) -> dict[str, object]:
+    parent, mark = disk.parent, disk.mark
+    return {
+        "target": disk.target,
+        "qdev": _shown(disk.qdev),
+        "serial": _shown(disk.serial),
+        "source": _shown(disk.source),
+        "source_format": _shown(disk.source_format),
+        "size": disk.size,
+        "mode": str(disk.mode),
+        "reason": _shown(disk.reason),
+        "parent": None if parent is None else {"point": parent.point, "target": parent.target},
+        "mark": None if mark is None else _mark_document(mark),
+        "image": disk.image,
+        "hashes": disk.hashes,
+        "block_size": disk.block_size,
+        "digest": disk.digest,
+        "stored": disk.stored,
+        "read": disk.read,
+    }
+
+
+def _mark_document(mark: Mark) -> dict[str, object]:
+    return {"name": mark.name, "nonce": mark.nonce, "first": mark.first, "last": mark.last}
+
+
+def _shown(text: str | None) -> str | None:
+    return None if text is None else showable(text)
+
+
+def encode(point: Point) -> bytes:
+    """The manifest. Texts for people are made `showable`; all else is written as it is.
+
+    Raises `VerificationFailed` if the point is such that it could not be read back.
+    """
+    body: dict[str, object] = {"format": FORMAT, "minor": MINOR, **document(point)}
+    try:
+        body["sha256"] = _checksum(body)
+    except ValueError as error:
+        raise errors.VerificationFailed(point=showable(point.id), problem=_broken(str(error))) from error
+    data = json.dumps(body, ensure_ascii=False, sort_keys=True, indent=1).encode() + b"\n"
+    decode(data, name=showable(point.id))
+    return data
+
+
+def _checksum(body: dict[str, object]) -> str:
+    rest = {key: value for key, value in body.items() if key != "sha256"}
+    text = json.dumps(rest, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# -- reading ---------------------------------------------------------------------------------
+
+
+def decode(data: bytes, *, name: str) -> Point:
+    """The point that the manifest `data` describes; `name` is what messages call it.
+
+    Raises `VerificationFailed` for anything that is not a sound manifest, and `RepositoryTooNew`
+    if it was written in a later format. Nothing else.
+    """
+    try:
+        return _point(_body(data, name))
+    except (_BadManifest, ValueError, RecursionError) as error:
+        raise errors.VerificationFailed(point=name, problem=_broken(str(error))) from error
+
+
+def _broken(problem: str) -> str:
+    return f"its manifest cannot be used ({showable(problem)[:300]})"
+
+
+class _BadManifest(Exception):
+    """A manifest breaks a rule; the text says which."""
+
+
+def _body(data: bytes, name: str) -> _Fields:
+    """Parse, check the version and the checksum."""
+    if len(data) > MAX_MANIFEST:
+        raise _BadManifest(f"longer than {MAX_MANIFEST} bytes")
+    body = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_float=_refuse, parse_constant=_refuse)
+    fields = _Fields(body, "the manifest")
+    found = fields.integer("format", 1)
+    if found > FORMAT:
+        raise errors.RepositoryTooNew(path=name, found=found, known=FORMAT)
+    fields.lenient = fields.integer("minor", 0) > MINOR
+    if fields.pattern("sha256", _SHA256) != _checksum(fields.all()):
+        raise _BadManifest("its checksum is wrong")
+    return fields
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise _BadManifest("a key stands twice")
+    return values
+
+
+def _refuse(text: str) -> object:
+    raise _BadManifest(f"{text[:20]} is no whole number")
+
+
+_T = TypeVar("_T")
+_E = TypeVar("_E", bound=StrEnum)
+
+
+class _Fields:
+    """The keys of one JSON object, each taken once and checked; `end` refuses what is left over."""
+
+    def __init__(self, values: object, where: str, *, lenient: bool = False) -> None:
+        if not isinstance(values, dict):
+            raise _BadManifest(f"{where} is no object")
+        self._values: dict[str, object] = values
+        self._left = set(self._values)
+        self._where = where
+        self.lenient = lenient
+
+    def all(self) -> dict[str, object]:
+        return self._values
+
+    def end(self) -> None:
+        if self._left and not self.lenient:
+            raise _BadManifest(f"unknown key {min(self._left)!r} in {self._where}")
+
+    def bad(self, key: str, problem: str) -> _BadManifest:
+        return _BadManifest(f"{key!r} in {self._where} {problem}")
+
+    def take(self, key: str) -> object:
+        if key not in self._values:
+            raise self.bad(key, "is missing")
+        self._left.discard(key)
+        return self._values[key]
+
+    def integer(self, key: str, low: int, high: int = _MAX_INTEGER) -> int:
+        value = self.take(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.bad(key, f"is no whole number from {low} to {high}")
+        return value
+
+    def text(self, key: str) -> str:
+        value = self.take(key)
+        if not isinstance(value, str) or not is_showable(value):
+            raise self.bad(key, "is no plain text")
+        return value
+
+    def pattern(self, key: str, pattern: re.Pattern[str]) -> str:
+        value = self.text(key)
+        if not pattern.fullmatch(value):
+            raise self.bad(key, "has a form that is not allowed")
+        return value
+
+    def choice(self, key: str, kind: type[_E]) -> _E:
+        value = self.text(key)
+        if value not in {str(member) for member in kind}:
+            raise self.bad(key, "is none of the known words")
+        return kind(value)
+
+    def file_name(self, key: str) -> str:
+        value = self.text(key)
+        if not is_file_name(value):
+            raise self.bad(key, "is no file name that is allowed")
+        return value
+
+    def optional(self, key: str, read: Callable[[str], _T]) -> _T | None:
+        return None if self.take(key) is None else read(key)
+
+    def inner(self, key: str) -> _Fields:
+        return _Fields(self.take(key), f"{key!r} of {self._where}", lenient=self.lenient)
+
+    def items(self, key: str, low: int, high: int) -> list[object]:
+        value = self.take(key)
+        if not isinstance(value, list) or not low <= len(value) <= high:
+            raise self.bad(key, f"is no list of {low} to {high} things")
+        return value
+
+
+def _point(fields: _Fields) -> Point:
+    point = Point(
+        id=fields.pattern("id", _ID),
+        machine=fields.text("machine"),
+        created=_created(fields),
+        level=fields.choice("level", Level),
+        pullback=fields.text("pullback"),
+        qemu=fields.text("qemu"),
+        engine=fields.text("engine"),
+        pause=fields.integer("pause_us", 0, _MAX_PAUSE_US) / _MICRO,
+        checkpoint=fields.optional("checkpoint", fields.text),
+        disks=_disks(fields),
+        notes=_notes(fields),
+    )
+    fields.end()
+    _agree(point)
+    return point
+
+
+def _created(fields: _Fields) -> datetime:
+    text = fields.pattern("created", _CREATED)
+    return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC)
+
+
+def _notes(fields: _Fields) -> tuple[str, ...]:
+    notes = fields.items("notes", 0, MAX_NOTES)
+    return tuple(_Fields({"note": note}, "'notes'").text("note") for note in notes)
+
+
+def _disks(fields: _Fields) -> tuple[PointDisk, ...]:
+    found = fields.items("disks", 1, MAX_DISKS)
+    return tuple(_disk(_Fields(item, f"disk {number}", lenient=fields.lenient)) for number, item in enumerate(found, 1))
+
+
+def _disk(fields: _Fields) -> PointDisk:
+    disk = PointDisk(
+        target=fields.pattern("target", _TARGET),
+        qdev=fields.optional("qdev", fields.text),
+        serial=fields.optional("serial", fields.text),
+        source=fields.optional("source", fields.text),
+        source_format=fields.optional("source_format", fields.text),
+        size=fields.integer("size", _SECTOR),
+        mode=fields.choice("mode", Mode),
+        reason=fields.optional("reason", fields.text),
+        parent=fields.optional("parent", lambda key: _parent(fields.inner(key))),
+        mark=fields.optional("mark", lambda key: _mark(fields.inner(key))),
+        image=fields.file_name("image"),
+        hashes=fields.file_name("hashes"),
+        block_size=fields.integer("block_size", MIN_BLOCK, MAX_BLOCK),
+        digest=fields.pattern("digest", _SHA256),
+        stored=fields.integer("stored", 0),
+        read=fields.integer("read", 0),
+    )
+    fields.end()
+    _sizes_agree(disk)
+    return disk
+
+
+def _parent(fields: _Fields) -> PointRef:
+    parent = PointRef(point=fields.pattern("point", _ID), target=fields.pattern("target", _TARGET))
+    fields.end()
+    return parent
+
+
+def _mark(fields: _Fields) -> Mark:
+    name, nonce = fields.text("name"), fields.text("nonce")
+    mark = Mark(name=name, nonce=nonce, first=fields.integer("first", 0), last=fields.integer("last", 0))
+    fields.end()
+    if parse_bitmap(mark.bitmap) != mark:
+        raise _BadManifest("a checkpoint's mark could not be that of a bitmap")
+    return mark
+
+
+def _sizes_agree(disk: PointDisk) -> None:
+    """Rules between the fields of a disk."""
+    if disk.size % _SECTOR:
+        raise _BadManifest(f"the size of {disk.target} is no multiple of {_SECTOR}")
+    if disk.block_size & (disk.block_size - 1):
+        raise _BadManifest(f"the block size of {disk.target} is no power of two")
+    if -(-disk.size // disk.block_size) > MAX_BLOCKS:
+        raise _BadManifest(f"{disk.target} has more than {MAX_BLOCKS} blocks")
+    if (disk.mode is Mode.INCREMENTAL) != (disk.parent is not None):
+        raise _BadManifest(f"the mode of {disk.target} does not fit its parent")
+    if disk.parent is not None and disk.reason is not None:
+        raise _BadManifest(f"{disk.target} is an increment, with a reason not to be one")
+
+
+def _agree(point: Point) -> None:
+    """Rules between the fields of a point."""
+    if not point.machine:
+        raise _BadManifest("the machine has no name")
+    if id_moment(point.id) != point.created.replace(microsecond=0):
+        raise _BadManifest("the time is not that of the id")
+    if point.level is Level.FULL and not point.whole:
+        raise _BadManifest("an increment in a point that was to be whole")
+    if any(disk.parent is not None and disk.parent.point == point.id for disk in point.disks):
+        raise _BadManifest("a disk is its own parent")
+    _distinct([disk.target for disk in point.disks], "disk")
+    _distinct([name for disk in point.disks for name in (disk.image, disk.hashes)], "file")
+
+
+def _distinct(names: list[str], kind: str) -> None:
+    if len(set(names)) != len(names):
+        raise _BadManifest(f"a {kind} stands twice")
