@@ -250,3 +250,12 @@ def jobs_of(directories: Directories, *, socket: Path, machine: str) -> list[Job
             if job is not None and (job.record.socket == str(socket) or job.record.machine == machine):
                 found.append(job)
     return found
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -36,9 +36,11 @@ _CLEAN_SECONDS = 9.0
 
 @asynccontextmanager
 async def connect(
-    socket: Path, directories: state.Directories, *, command: str, name: str | None = None
+    socket: Path, directories: state.Directories, *, command: str, name: str | None = None, anonymous: bool = False
 ) -> AsyncIterator[QemuMachine]:
     """The machine behind a QMP socket, locked for us, with what dead jobs left in it removed.
+
+    `name` is used instead of QEMU's own; `anonymous` lets a machine without any pass.
 
     Raises `BusyError` if another pullback works on it, the monitor's errors, `MachineUnnamed`,
     `ForeignManager`.
@@ -50,7 +52,7 @@ async def connect(
         locks.enter_context(state.lock(directories, f"socket {socket.resolve()}", command=command, title=title))
         async with _connected(socket, directories) as qmp:
             await _refuse_foreign(qmp)
-            identity = name or await _identity(qmp)
+            identity = name or await _identity(qmp, socket if anonymous else None)
             locks.enter_context(state.lock(directories, f"machine {identity}", command=command, title=identity))
             found = QemuMachine(qmp, directories, identity, command)
             found.cleared = await _recover(qmp, directories, identity)
@@ -77,15 +79,17 @@ async def _refuse_foreign(qmp: monitor.Monitor) -> None:
         raise errors.ForeignManager(socket=str(qmp.socket), manager="libvirt")
 
 
-async def _identity(qmp: monitor.Monitor) -> str:
-    """QEMU's -name, else its -uuid."""
+async def _identity(qmp: monitor.Monitor, instead: Path | None) -> str:
+    """QEMU's -name, else its -uuid, else its socket where that is good enough."""
     given = replies.optional_text(replies.mapping(await qmp.execute("query-name"), "query-name"), "name")
     if given:
         return given
     uuid = replies.optional_text(replies.mapping(await qmp.execute("query-uuid"), "query-uuid"), "UUID")
-    if uuid in ("", _NO_UUID):
+    if uuid not in ("", _NO_UUID):
+        return uuid
+    if instead is None:
         raise errors.MachineUnnamed(socket=str(qmp.socket))
-    return uuid
+    return str(instead)
 
 
 async def _recover(qmp: monitor.Monitor, directories: state.Directories, identity: str) -> list[str]:

@@ -1,0 +1,121 @@
+"""pullback info, untrack: a machine itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pullback.cli import options
+from pullback.cli.output import Output
+from pullback.cli.running import run
+
+if TYPE_CHECKING:
+    from pullback.flows import machines as flow
+    from pullback.model.disks import Disk
+
+
+async def _request(machine: str, name: str | None, state_dir: Path | None) -> flow.Request:
+    from pullback import state
+    from pullback.flows import machines as flow
+    from pullback.model import urls
+
+    return flow.Request(machine=urls.machine(machine), name=name, directories=state.directories(state_dir))
+
+
+def info(
+    machine: options.Machine,
+    name: options.Name = None,
+    state_dir: options.StateDir = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show a machine's disks and checkpoints, and what its QEMU can do."""
+    from pullback.flows import machines as flow
+
+    output = Output(json, quiet, verbose)
+    found = run(flow.info(run(_request(machine, name, state_dir), output)), output)
+    values = {**found.facts, "disks": [_disk_document(disk) for disk in found.disks]}
+    output.result("info", values, _lines(found))
+
+
+def _disk_document(disk: Disk) -> dict[str, object]:
+    from pullback.model import checkpoints
+
+    chain = checkpoints.chain(disk.bitmaps)
+    return {
+        **asdict(disk),
+        "bitmaps": [asdict(bitmap) for bitmap in disk.bitmaps],
+        "checkpoints": [asdict(link.mark) | {"dirty": link.bitmap.count} for link in chain.links],
+        "chain_problem": chain.problem,
+    }
+
+
+def _lines(found: flow.Info) -> list[str]:
+    facts = found.facts
+    lines = [f"{facts['machine']}: {facts['status']}, QEMU {facts['qemu']}"]
+    for disk in found.disks:
+        lines += _disk_lines(disk)
+    return lines + _ability_lines(facts)
+
+
+def _disk_lines(disk: Disk) -> list[str]:
+    from pullback.model import checkpoints
+    from pullback.units import format_size
+
+    where = f"{disk.format} {disk.image}" if disk.node else "no medium"
+    thread = f", iothread {disk.iothread}" if disk.iothread else ""
+    lines = [f"  {disk.target:<8} {format_size(disk.size):>10}  {disk.bus}{thread}, {disk.qdev}  {where}"]
+    if disk.left_out:
+        lines.append(f"           left out of backups, because {disk.left_out}")
+    elif disk.untrackable:
+        lines.append(f"           read whole each time, because {disk.untrackable}")
+    chain = checkpoints.chain(disk.bitmaps)
+    for link in chain.links:
+        lines.append(f"           checkpoint {link.mark.name}, {format_size(link.bitmap.count)} changed since")
+    if chain.problem:
+        lines.append(f"           its checkpoints are worthless: {chain.problem}")
+    return lines
+
+
+def _ability_lines(facts: object) -> list[str]:
+    assert isinstance(facts, dict)
+    can = facts["capabilities"]
+    defects = can["defects"]
+    lines = [
+        f"  engine   {'filter: a failing copy breaks the snapshot, never the guest' if can['filter'] else 'classic'}"
+    ]
+    if defects["snapshot_reads_cross"]:
+        lines.append("  note     this build reads snapshots wrongly in large requests; Pullback reads in 64 KiB")
+    if defects["iothread_nbd_aborts"]:
+        how = "they are read through FUSE" if can["fuse"] else "and it has no FUSE exports: they cannot be backed up"
+        lines.append(f"  note     this build dies of NBD clients of disks in an iothread; {how}")
+    if not defects["probed"]:
+        lines.append("  note     the binary could not be probed, so the worst is assumed")
+    lines += [f"  job      {job} ({kind}) runs" for job, kind in facts["jobs"].items()]
+    lines += [f"  export   {export['id']} ({export['type']}) is there" for export in facts["exports"]]
+    lines += [f"  cleared  what the dead job {job} had left" for job in facts["cleared"]]
+    return lines
+
+
+def untrack(
+    machine: options.Machine,
+    state_dir: options.StateDir = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Remove every trace of Pullback from a machine: bitmaps, and what dead jobs left."""
+    from pullback.flows import machines as flow
+
+    output = Output(json, quiet, verbose)
+    done = run(flow.untrack(run(_request(machine, None, state_dir), output)), output)
+    values: dict[str, object] = {
+        "machine": done.machine,
+        "bitmaps": {target: list(names) for target, names in done.bitmaps.items()},
+        "jobs": list(done.jobs),
+    }
+    lines = [f"{target}: {len(names)} bitmap(s) removed" for target, names in done.bitmaps.items()]
+    lines = lines or ["there was nothing to remove"]
+    output.result("untrack", values, [] if quiet else lines)

@@ -1,0 +1,61 @@
+"""The command `pullback`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pullback import __version__
+from pullback.cli import backup, machines, points
+from pullback.errors import Exit
+
+app = typer.Typer(
+    name="pullback",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("backup")(backup.backup)
+app.command("list")(points.listing)
+app.command("restore")(points.restore)
+app.command("verify")(points.verify)
+app.command("info")(machines.info)
+app.command("untrack")(machines.untrack)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"pullback {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and end.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Live, incremental backup of QEMU/KVM virtual machines.
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 done but a chain did not continue, 10 no repository,
+    11 busy, 12 wrong password, 13 verification failed, 130/143 interrupted and cleaned up.
+    """
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before or after a command's own handling
+        sys.exit(int(Exit.INTERRUPTED))
+    except BrokenPipeError:  # `pullback list | head`
+        sys.stderr.close()
+        sys.exit(int(Exit.FAILED))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Running a command: signals become a clean end, errors become a sentence and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from pullback import errors
+from pullback.cli.output import Output
+
+T = TypeVar("T")
+_SIGNALS: dict[signal.Signals, type[errors.PullbackError]] = {
+    signal.SIGINT: errors.Interrupted,
+    signal.SIGTERM: errors.Terminated,
+    signal.SIGHUP: errors.Terminated,
+}
+
+
+def run(work: Coroutine[Any, Any, T], output: Output) -> T:
+    """Run `work` to its end and give its value; does not return if it fails."""
+    try:
+        return asyncio.run(_interruptible(work))
+    except errors.PullbackError as error:
+        fail(error, output)
+    except OSError as error:
+        # Every place that expects one translates it; what is left is still no reason for a traceback.
+        if output.verbose:
+            raise
+        path = str(error.filename or "a file")
+        fail(errors.CannotWrite(path=path, reason=error.strerror or str(error)), output)
+
+
+def fail(error: errors.PullbackError, output: Output) -> NoReturn:
+    """Say it and end with its exit code."""
+    output.error(error)
+    if output.verbose and error.__cause__ is not None:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    raise SystemExit(int(error.exit_code))
+
+
+async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Ctrl-C and SIGTERM cancel the work, which cleans up; then the matching error is raised.
+
+    The handlers only schedule the cancellation, so a pause is never cut (`engine.pause`).
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    reasons: list[type[errors.PullbackError]] = []
+
+    def cancel(reason: type[errors.PullbackError]) -> None:
+        if not reasons:
+            reasons.append(reason)
+            task.cancel()
+
+    for number, reason in _SIGNALS.items():
+        loop.add_signal_handler(number, cancel, reason)
+    try:
+        return await task
+    except asyncio.CancelledError as error:
+        raised = (reasons[0] if reasons else errors.Interrupted)()
+        for note in getattr(error, "__notes__", []):
+            raised.add_note(note)
+        raise raised from None

@@ -1,0 +1,447 @@
+"""Backing up a machine to a `dir:` repository.
+
+    plan ─▶ images made ─▶ freeze + checkpoint ─▶ copy and hash ─▶ let go of the snapshot
+         ─▶ commit (durable, then visible) ─▶ keep the checkpoint ─▶ release the older one
+
+Whatever fails before the commit is undone: no restore point, the checkpoint merged back, nothing
+in QEMU. After the commit only the release can fail, and the next backup does it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from pullback import __version__, errors, extents, repo, state, units
+from pullback.engine import qemu, scratch
+from pullback.engine.pause import uninterrupted
+from pullback.extents import Extent
+from pullback.flows import increments, planning
+from pullback.flows.planning import DiskPlan
+from pullback.flows.threads import blocking
+from pullback.machine import Machine, Snapshot
+from pullback.model import urls
+from pullback.model.backups import Fleecing, Frozen, Level, SnapshotRequest
+from pullback.model.points import Mode, Point, PointDisk
+from pullback.programs import qemu_nbd
+from pullback.progress import Cancel, Progress, Silent
+from pullback.transfer import NbdEndpoint, Piece, Zero, copy
+from pullback.transfer.copier import Work
+from pullback.transfer.frozen import FrozenEndpoint
+
+#: The allocation and the changes of so many bytes are held in memory at a time.
+WINDOW = 4 * units.GiB
+_REFUSED_READ = {errno.EINVAL, errno.EACCES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a user asks for."""
+
+    machine: urls.QmpMachine
+    repository: urls.DirectoryRepository
+    level: Level = Level.AUTO
+    #: Targets to take; empty: all that take part by default.
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    #: The machine's name in the repository, instead of QEMU's own.
+    name: str | None = None
+    #: Directory for scratch images; None: the default one.
+    scratch: Path | None = None
+    fleecing: Fleecing | None = None
+    #: Share this running NBD server of QEMU's.
+    nbd_server: Path | None = None
+    directories: state.Directories = field(default_factory=state.directories)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a backup did."""
+
+    point: Point
+    #: Seconds that the machine stood still.
+    pause: float
+    was_paused: bool
+    #: Seconds in all.
+    seconds: float
+    plans: tuple[DiskPlan, ...]
+    #: Sentences that the user should read: reasons for whole reads, engines, leftovers.
+    notes: tuple[str, ...]
+    #: Targets of disks whose chain should have continued and did not.
+    broken: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What a backup would do (`--dry-run`)."""
+
+    machine: str
+    plans: tuple[DiskPlan, ...]
+    #: Upper bound of the bytes to read, by target.
+    expected: Mapping[str, int]
+    left_out: Mapping[str, str]
+
+
+async def preview(request: Request) -> Preview:
+    """Decide everything and do nothing (what dead jobs left is removed, as by every command)."""
+    async with _machine(request, "backup --dry-run") as machine:
+        disks = await machine.disks()
+        chosen = planning.select(disks, machine=machine.name, only=request.only, exclude=request.exclude)
+        plans = planning.plan(chosen, _points(request, machine.name), request.level)
+        return Preview(
+            machine=machine.name,
+            plans=plans,
+            expected={plan.disk.target: _expected(plan) for plan in plans},
+            left_out={disk.target: disk.left_out for disk in disks if disk.left_out and disk not in chosen},
+        )
+
+
+def _points(request: Request, machine: str) -> Sequence[Point]:
+    try:
+        return repo.open_directory(request.repository.path).listing(machine).points
+    except errors.NoRepository:
+        return ()
+
+
+def _expected(plan: DiskPlan) -> int:
+    if plan.whole:
+        return plan.disk.size
+    counted = sum(bitmap.count for bitmap in plan.disk.bitmaps if bitmap.name in plan.since)
+    return min(counted, plan.disk.size)
+
+
+def _machine(request: Request, command: str) -> contextlib.AbstractAsyncContextManager[qemu.QemuMachine]:
+    return qemu.connect(request.machine.socket, request.directories, command=command, name=request.name)
+
+
+async def backup(request: Request, progress: Progress | None = None) -> Report:
+    """Make a restore point. Raises `PullbackError`s; then nothing was kept."""
+    begun = time.monotonic()
+    directory = await asyncio.to_thread(repo.create_or_open, request.repository.path)
+    async with _machine(request, f"backup to {request.repository.path}") as machine:
+        with directory.writer(machine.name, command="pullback backup") as writer, writer.begin() as pending:
+            work = _Backup(request, machine, directory, pending, progress or Silent(), begun)
+            return await work.run()
+
+
+class _Backup:
+    """One backup on its way: the values that its steps share. Owned by the event loop's thread."""
+
+    def __init__(
+        self,
+        request: Request,
+        machine: Machine,
+        directory: repo.Directory,
+        pending: repo.PendingPoint,
+        progress: Progress,
+        begun: float,
+    ) -> None:
+        self._request = request
+        self._machine = machine
+        self._directory = directory
+        self._pending = pending
+        self._progress = progress
+        self._begun = begun
+        self._cancel = Cancel()
+        self._notes: list[str] = []
+
+    async def run(self) -> Report:
+        """All steps, in order."""
+        plans = await self._plan()
+        snapshot_request = self._snapshot_request(plans)
+        async with self._machine.snapshot(snapshot_request) as snapshot:
+            disks = await self._copy_all(snapshot, plans, snapshot_request)
+            await snapshot.close()
+            point = await uninterrupted(self._commit(snapshot, disks))
+            await self._release(point)
+        return self._report(point, snapshot, plans)
+
+    # -- before ------------------------------------------------------------------------------
+
+    async def _plan(self) -> tuple[DiskPlan, ...]:
+        request, machine = self._request, self._machine
+        chosen = planning.select(
+            await machine.disks(), machine=machine.name, only=request.only, exclude=request.exclude
+        )
+        listing = await asyncio.to_thread(self._directory.listing, machine.name)
+        self._notes += [f"restore point {bad.id} is damaged: {bad.problem}" for bad in listing.damaged]
+        plans = planning.plan(chosen, listing.points, request.level)
+        plans = tuple([await asyncio.to_thread(self._make_image, plan) for plan in plans])
+        for plan in plans:
+            if plan.wrecks:
+                await machine.drop_bitmaps(plan.disk, plan.wrecks)
+                self._note(f"{plan.disk.target}: removed {len(plan.wrecks)} worthless bitmap(s)")
+            if plan.reason:
+                self._note(f"{plan.disk.target}: {'read whole, because ' if plan.whole else ''}{plan.reason}")
+        return plans
+
+    def _make_image(self, plan: DiskPlan) -> DiskPlan:
+        """The new image, backed by the parent's; an unusable parent means that the disk is read whole."""
+        disk = plan.disk
+        try:
+            self._pending.create(disk.target, disk.size, parent=plan.parent)
+            if plan.parent is not None:
+                self._pending.parent_hashes(disk.target)
+        except (errors.VerificationFailed, errors.Unsupported) as error:
+            if plan.parent is None:
+                raise
+            self._pending.create(disk.target, disk.size)
+            return plan.read_whole(str(error).rstrip("."))
+        return plan
+
+    def _note(self, sentence: str) -> None:
+        self._notes.append(sentence)
+        self._progress.note(sentence)
+
+    def _snapshot_request(self, plans: Sequence[DiskPlan]) -> SnapshotRequest:
+        name = planning.checkpoint_name(self._directory.id, datetime.now(UTC))
+        return SnapshotRequest(
+            job=secrets.token_hex(4),
+            disks=tuple(plan.request(name) for plan in plans),
+            scratch=self._request.scratch or self._request.directories.scratch,
+            fleecing=self._request.fleecing,
+            nbd_server=self._request.nbd_server,
+        )
+
+    # -- the data ----------------------------------------------------------------------------
+
+    async def _copy_all(
+        self, snapshot: Snapshot, plans: Sequence[DiskPlan], request: SnapshotRequest
+    ) -> tuple[PointDisk, ...]:
+        watched = [frozen.disk for frozen in snapshot.disks]
+        for frozen in snapshot.disks:
+            if frozen.fleecing is Fleecing.CLASSIC:
+                self._note(f"{frozen.disk.target}: classic engine, because {frozen.reason}")
+        done = []
+        for frozen, plan in zip(snapshot.disks, plans, strict=True):
+            work = partial(self._copy, frozen, plan)
+            watch = scratch.watch(request.scratch, watched)
+            try:
+                done.append(await blocking(work, cancel=self._cancel, beside=watch))
+            except (errors.EndpointFailed, errors.EndpointTimeout) as error:
+                raise await self._explain(error, frozen) from error
+        return tuple(done)
+
+    async def _explain(self, error: errors.PullbackError, frozen: Frozen) -> errors.PullbackError:
+        """A failed read of the snapshot: is the machine gone, or the snapshot broken?"""
+        if not await self._machine.alive():
+            return errors.MachineGone(machine=self._machine.name, reason=str(error).rstrip("."))
+        ours = isinstance(error, errors.EndpointFailed) and error.endpoint.startswith(_source_name(frozen))
+        if ours and isinstance(error, errors.EndpointFailed) and error.errno in _REFUSED_READ:
+            reason = "an old block could not be copied to scratch in time (full, failing or too slow)"
+            return errors.SnapshotBroken(target=frozen.disk.target, reason=reason)
+        return error
+
+    def _copy(self, frozen: Frozen, plan: DiskPlan) -> PointDisk:
+        """One disk, in a thread."""
+        target = frozen.disk.target
+        hashes = self._hashes(plan)
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(FrozenEndpoint(frozen.export, name=_source_name(frozen), cancel=self._cancel))
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pullback-")))
+            graph = self._pending.graph(target)
+            address = stack.enter_context(qemu_nbd.serve_graph(graph, socket=directory / "image.sock", writable=True))
+            image = NbdEndpoint(address, writable=True, name=str(self._pending.image(target)), cancel=self._cancel)
+            destination = stack.enter_context(image)
+            copying = _Copying(source, destination, hashes, plan, frozen, self._progress, self._cancel)
+            read = copying.run()
+        sealed = self._pending.seal(target, hashes)
+        self._progress.finish(target)
+        return self._point_disk(plan, frozen, sealed, read)
+
+    def _hashes(self, plan: DiskPlan) -> repo.HashList:
+        size = plan.disk.size
+        block = repo.block_size_for(size)
+        parent = self._pending.parent_hashes(plan.disk.target)
+        return (
+            repo.HashList(size, block)
+            if parent is None
+            else repo.HashList.from_parent(parent, size=size, block_size=block)
+        )
+
+    def _point_disk(self, plan: DiskPlan, frozen: Frozen, sealed: repo.Sealed, read: int) -> PointDisk:
+        disk = plan.disk
+        return PointDisk(
+            target=disk.target,
+            qdev=disk.qdev or None,
+            serial=disk.serial or None,
+            source=disk.image or None,
+            source_format=disk.format or None,
+            size=disk.size,
+            mode=Mode.FULL if plan.whole else Mode.INCREMENTAL,
+            reason=plan.reason if plan.whole else None,
+            parent=plan.parent,
+            mark=frozen.checkpoint,
+            image=sealed.image,
+            hashes=sealed.hashes,
+            block_size=sealed.block_size,
+            digest=sealed.digest,
+            stored=sealed.stored,
+            read=read,
+        )
+
+    # -- after -------------------------------------------------------------------------------
+
+    async def _commit(self, snapshot: Snapshot, disks: tuple[PointDisk, ...]) -> Point:
+        """The restore point becomes visible, and from then on its checkpoint is needed."""
+        name = next((disk.mark.name for disk in disks if disk.mark), None)
+        point = Point(
+            id=self._pending.id_at(snapshot.moment),
+            machine=self._machine.name,
+            created=snapshot.moment,
+            level=self._request.level,
+            pullback=__version__,
+            qemu=self._machine.version.removeprefix("QEMU "),
+            engine=", ".join(sorted({frozen.fleecing.value for frozen in snapshot.disks})),
+            pause=snapshot.window.seconds,
+            checkpoint=name,
+            disks=disks,
+            notes=tuple(self._notes),
+        )
+        committed = await asyncio.to_thread(self._pending.commit, point)
+        snapshot.keep()
+        return committed
+
+    async def _release(self, point: Point) -> None:
+        """Merge away the checkpoints of this repository that no point needs any more."""
+        marks = {disk.target: disk.mark for disk in point.disks}
+        try:
+            for disk in await self._machine.disks():
+                if disk.target in marks and disk.node is not None:
+                    owned = planning.to_release(planning.chain_of(disk), self._directory.id, marks[disk.target])
+                    await self._machine.delete_checkpoints(disk, owned)
+        except errors.RefusedError as error:
+            self._note(f"an older checkpoint stays for now: {error}")
+
+    def _report(self, point: Point, snapshot: Snapshot, plans: tuple[DiskPlan, ...]) -> Report:
+        return Report(
+            point=point,
+            pause=snapshot.window.seconds,
+            was_paused=snapshot.window.was_paused,
+            seconds=time.monotonic() - self._begun,
+            plans=plans,
+            notes=tuple(self._notes),
+            broken=tuple(plan.disk.target for plan in plans if plan.broken),
+        )
+
+
+def _source_name(frozen: Frozen) -> str:
+    return f"the snapshot of {frozen.disk.target}"
+
+
+class _Copying:
+    """The copy of one disk. Its callbacks come from the copier's threads; `hashes` takes care of itself."""
+
+    def __init__(
+        self,
+        source: FrozenEndpoint,
+        destination: NbdEndpoint,
+        hashes: repo.HashList,
+        plan: DiskPlan,
+        frozen: Frozen,
+        progress: Progress,
+        cancel: Cancel,
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._hashes = hashes
+        self._plan = plan
+        self._block = repo.block_size_for(plan.disk.size)
+        self._unit = frozen.export.trim_unit
+        self._progress = progress
+        self._cancel = cancel
+        self._suspects: list[increments.Block] = []
+        self._trims = contextlib.ExitStack()
+        self._trimmer = self._trims.enter_context(source.channel()) if self._unit else None
+
+    def run(self) -> int:
+        """Copy everything that is needed; gives the bytes read from the machine."""
+        target, size = self._plan.disk.target, self._plan.disk.size
+        self._progress.start(target, _expected(self._plan))
+        with self._trims:
+            first = copy(
+                self._source,
+                self._destination,
+                self._work(),
+                observe=self._observe,
+                settled=self._settled if self._trimmer else None,
+                advance=partial(self._progress.advance, target),
+                skip_zeroes=self._plan.whole,
+                block=min(self._block, max(size, 1)),
+                cancel=self._cancel,
+            )
+            return first.read + self._resolve_suspects()
+
+    def _work(self) -> Iterator[Work]:
+        for window in increments.windows(self._plan.disk.size, self._block, WINDOW):
+            step = self._step(window)
+            for zero_block in step.zero_blocks:
+                self._hashes.set_zero(zero_block)
+            self._suspects += step.suspects
+            self._release(window, step)
+            yield from (Zero(extent) for extent in step.zero)
+            yield from (Piece(block.read, block.write) for block in step.blocks)
+
+    def _step(self, window: Extent) -> increments.Step:
+        size = self._plan.disk.size
+        allocation = list(self._source.extents(window))
+        if self._plan.whole:
+            return increments.whole(extents.data(allocation), window, block=self._block, size=size)
+        return increments.increment(
+            self._source.dirty(window),
+            extents.zeroes(allocation),
+            extents.zeroes(self._destination.extents(window)),
+            block=self._block,
+            size=size,
+        )
+
+    def _observe(self, offset: int, buffer: bytearray, length: int) -> None:
+        with memoryview(buffer) as view:
+            self._hashes.hash(offset // self._block, view[:length])
+
+    def _release(self, window: Extent, step: increments.Step) -> None:
+        """What of the window will never be read need not be kept in scratch."""
+        if self._trimmer is not None:
+            needed = extents.union((b.read for b in step.blocks), (b.read for b in step.suspects))
+            self._trim(extents.subtract([window], needed))
+
+    def _settled(self, ranges: Sequence[Extent]) -> None:
+        """What is durable in the image need not be kept in scratch."""
+        self._trim(ranges)
+
+    def _trim(self, ranges: Iterator[Extent] | Sequence[Extent]) -> None:
+        assert self._trimmer is not None
+        assert self._unit is not None
+        for extent in extents.align_in(ranges, self._unit):
+            self._trimmer.trim(extent.start, extent.length)
+
+    def _resolve_suspects(self) -> int:
+        """Holes that no bitmap accounts for: where the content really differs from the parent, store them."""
+        if not self._suspects:
+            return 0
+        before = {block.read.start: self._hashes.entry(block.read.start // self._block) for block in self._suspects}
+        looked = copy(
+            self._source,
+            None,
+            (Piece(block.read, ()) for block in self._suspects),
+            observe=self._observe,
+            block=self._block,
+            cancel=self._cancel,
+        )
+        changed = [
+            block
+            for block in self._suspects
+            if self._hashes.entry(block.read.start // self._block) != before[block.read.start]
+        ]
+        zeroes = (Zero(extent) for block in changed for extent in block.write)
+        copy(self._source, self._destination, zeroes, cancel=self._cancel, block=self._block)
+        return looked.read

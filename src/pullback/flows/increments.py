@@ -1,0 +1,108 @@
+"""What of a disk is read and what is written, block by block. Pure.
+
+A block (1 MiB by default) is the unit of reading and hashing; what is written are the exact ranges
+inside it. `dirty`, `zero` and `parent_zero` are streams of extents of one window of the disk,
+which begins at a multiple of the block size:
+
+    dirty         what the bitmaps say was written, zeroed or discarded since the parent
+    zero          what reads as zeroes in the frozen disk, known without reading
+    parent_zero   what reads as zeroes in the parent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pullback import extents
+from pullback.extents import Extent, between
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A block to be read whole, and the ranges of it to be stored (none: it is only looked at)."""
+
+    read: Extent
+    write: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The work on one window."""
+
+    #: Blocks with data to be read.
+    blocks: tuple[Block, ...]
+    #: Ranges that changed and are zero now: zeroed in the image without reading.
+    zero: tuple[Extent, ...]
+    #: Blocks known to be all zero now, of which something changed.
+    zero_blocks: tuple[Extent, ...]
+    #: Blocks in which the frozen disk has holes that no bitmap accounts for, where the parent had
+    #: data (a disk shrunk and grown back): read, and compared with the parent's hash; `write` are
+    #: the holes, stored only if the hash differs.
+    suspects: tuple[Block, ...] = ()
+
+
+def windows(size: int, block: int, length: int) -> Iterator[Extent]:
+    """The disk in windows of about `length` bytes, cut at multiples of `block`."""
+    step = max(block, length // block * block)
+    yield from extents.split([Extent(0, size)] if size else [], step)
+
+
+def whole(data: Iterable[Extent], window: Extent, *, block: int, size: int) -> Step:
+    """A whole read: every block with data; the others are zero (and stay holes in the image)."""
+    blocks = tuple(_group(data, block, size))
+    untouched = extents.subtract([window], (item.read for item in blocks))
+    return Step(blocks=blocks, zero=(), zero_blocks=tuple(untouched))
+
+
+def increment(
+    dirty: Iterable[Extent],
+    zero: Iterable[Extent],
+    parent_zero: Iterable[Extent],
+    *,
+    block: int,
+    size: int,
+) -> Step:
+    """An increment of one window."""
+    dirty, zero = list(dirty), list(zero)
+    zero_blocks = list(_whole_blocks(zero, block, size))
+    unread = list(extents.intersect(dirty, zero_blocks))
+    hidden = list(extents.subtract(extents.subtract(zero, parent_zero), dirty))
+    reads = list(extents.subtract(dirty, zero_blocks))
+    read_blocks = list(extents.align_out(reads, block, size))
+    # A hidden hole in a block that is read anyway is simply stored again with it.
+    along = extents.intersect(hidden, read_blocks)
+    alone = extents.subtract(hidden, read_blocks)
+    return Step(
+        blocks=tuple(_group(extents.union(reads, along), block, size)),
+        zero=tuple(unread),
+        zero_blocks=tuple(extents.align_out(unread, block, size)),
+        suspects=tuple(_group(alone, block, size)),
+    )
+
+
+def _group(stream: Iterable[Extent], block: int, size: int) -> Iterator[Block]:
+    """Ranges gathered by the block they lie in."""
+    index, gathered = -1, list[Extent]()
+    for extent in extents.split(stream, block):
+        if extent.start // block != index:
+            if gathered:
+                yield _block(index, gathered, block, size)
+            index, gathered = extent.start // block, []
+        gathered.append(extent)
+    if gathered:
+        yield _block(index, gathered, block, size)
+
+
+def _block(index: int, gathered: list[Extent], block: int, size: int) -> Block:
+    read = between(index * block, min((index + 1) * block, size))
+    return Block(read=read, write=tuple(extents.merge(gathered)))
+
+
+def _whole_blocks(stream: Iterable[Extent], block: int, size: int) -> Iterator[Extent]:
+    """The blocks wholly inside; the disk's last block may be short."""
+    for extent in stream:
+        start = -(-extent.start // block) * block
+        end = size if extent.end == size else extent.end // block * block
+        if start < end:
+            yield between(start, end)

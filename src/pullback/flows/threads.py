@@ -1,0 +1,35 @@
+"""The one place where async and threads meet: blocking work, cancelled through its token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from pullback.progress import Cancel
+
+T = TypeVar("T")
+
+
+async def blocking(work: Callable[[], T], *, cancel: Cancel, beside: Coroutine[Any, Any, None] | None = None) -> T:
+    """Run `work` in a thread; if we are cancelled, tell its token and wait until it has stopped.
+
+    `beside` runs meanwhile, and only ends by failing: its error stops the work and is raised.
+    """
+    watch = asyncio.ensure_future(beside) if beside is not None else None
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    waited = {running} if watch is None else {running, watch}
+    try:
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError as error:
+        cancel.cancel(error)
+        await asyncio.wait({running})
+        raise
+    finally:
+        if watch is not None and not watch.done():
+            watch.cancel()
+    if watch is not None and watch.done() and not watch.cancelled() and (failed := watch.exception()) is not None:
+        cancel.cancel(failed)
+        await asyncio.wait({running})
+        raise failed
+    return await running

@@ -1,0 +1,17 @@
+"""The loading dock: disks' bytes over NBD or in files, and the copier between any two. Threads."""
+
+from pullback.transfer.copier import BLOCK_SIZE, Piece, Result, Work, Zero, blocks, copy
+from pullback.transfer.file import FileEndpoint
+from pullback.transfer.nbd import NbdEndpoint
+
+__all__ = [
+    "BLOCK_SIZE",
+    "FileEndpoint",
+    "NbdEndpoint",
+    "Piece",
+    "Result",
+    "Work",
+    "Zero",
+    "blocks",
+    "copy",
+]
