@@ -127,7 +127,8 @@ class Box:
         if next(d for d in self.disks if d.id == disk).bus is qemu.Bus.VIRTIO:
             path += "/virtio-backend"
         answer = qemu.hmp(self.hmp, f'qemu-io -d {path} "{text}"')
-        assert "rror" not in answer and "ailed" not in answer, answer
+        assert "rror" not in answer, answer
+        assert "ailed" not in answer, answer
 
     def write(self, disk: str, value: int, start: int, length: int) -> None:
         """Write `length` bytes of `value`."""

@@ -127,6 +127,7 @@ liba
     assert found == ["agent", "kernel", "liba", "libz1", "linux-image-6.1.0-9-cloud-amd64"]
 
 
+@pytest.mark.skipif(shutil.which("cpio") is None, reason="needs cpio")
 def test_an_archive_is_read_by_cpio(tmp_path: Path) -> None:
     archive = cpio.archive([cpio.file("a/b/c", b"content", executable=True), cpio.link("l", "a/b/c")])
     subprocess.run(["cpio", "-id", "--quiet"], cwd=tmp_path, input=archive, check=True)

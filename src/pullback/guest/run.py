@@ -11,7 +11,9 @@ A lower bound for what a backup must hold is `guest.last_record()` right before 
 
 from __future__ import annotations
 
+import contextlib
 import string
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,7 +26,9 @@ from pullback.guest.console import Console
 from pullback.programs import qemu
 from pullback.units import MiB
 
-#: Ready takes 2 s under software emulation on an idle machine; the rest is for a loaded one.
+#: The power button is pressed again when nothing came of it: the guest may not have listened yet.
+_PRESS_SECONDS = 3.0
+#: Ready takes 2 to 3 s under software emulation on an idle machine; the rest is for a loaded one.
 READY_SECONDS = 90.0
 _POWER_OFF_SECONDS = 60.0
 #: "quiet" because each line on the serial port costs; level 4 still shows failed I/O. The rest
@@ -180,9 +184,17 @@ class Guest:
 
     def power_off(self, timeout: float = _POWER_OFF_SECONDS) -> None:
         """Press the power button and wait until the guest has unmounted its disks and QEMU has quit."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > _PRESS_SECONDS and self.qemu.returncode is None:
+            self._press()
+            with contextlib.suppress(errors.ProgramFailed):
+                return self.wait_off(_PRESS_SECONDS)
+        return self.wait_off(max(0.0, left))
+
+    def _press(self) -> None:
         assert self.machine.hmp is not None
-        qemu.hmp(self.machine.hmp, "system_powerdown")
-        self.wait_off(timeout)
+        with contextlib.suppress(errors.UnreachableError):  # it quit meanwhile
+            qemu.hmp(self.machine.hmp, "system_powerdown")
 
     def wait_off(self, timeout: float = _POWER_OFF_SECONDS) -> None:
         """Wait until QEMU has quit; raises `ProgramFailed` if it did not, or not in order."""

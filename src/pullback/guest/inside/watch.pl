@@ -11,6 +11,7 @@ for my $path (grep { m{/event\d+$} } listed("/dev/input")) {
     push @buttons, $file;
 }
 sysopen(my $log, "/dev/kmsg", $O_RDONLY) or die "kmsg: $!\n";
+sysseek($log, 0, 2);    # no disk was used yet, and 400 messages of booting take a second to read
 
 sub read_log {
     # One read gives one message, "priority,number,time,flags;text"; EPIPE means some were lost.
