@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from kit import Box, MakeBox, boxes
 from pullback.engine import scratch
+
+# A busy machine makes any example slow, which says nothing about the code; in CI the same examples every time.
+hypothesis.settings.register_profile("pullback", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("pullback")
 
 
 @pytest.fixture

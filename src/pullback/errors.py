@@ -29,7 +29,7 @@ class Exit(enum.IntEnum):
     """Exit codes of the command line, each with its meaning as documentation."""
 
     DONE = 0, "done (also: a first backup, a new disk, a disk that cannot be tracked, each noted)"
-    FAILED = 1, "failed; nothing is half done"
+    FAILED = 1, "failed; no restore point and no disk is left half made"
     USAGE = 2, "the command line, or what it names, is wrong"
     WARNED = 3, "done, but a chain that should have continued did not (`--strict` makes it 1)"
     NO_REPOSITORY = 10, "there is no repository at that place"
@@ -82,11 +82,11 @@ def _rebuild(kind: type[PullbackError], facts: dict[str, object]) -> PullbackErr
 
 @dataclass(kw_only=True, eq=False)
 class UsageError(PullbackError):
-    """The request itself is wrong."""
+    """The request itself is wrong; `problem` says how, as a sentence without its full stop."""
 
     code: ClassVar[str] = "usage"
     exit_code: ClassVar[Exit] = Exit.USAGE
-    sentence: ClassVar[str] = "{problem}"
+    sentence: ClassVar[str] = "{problem}."
     problem: str
 
 
@@ -135,7 +135,7 @@ class UnknownPoint(PullbackError):
     code: ClassVar[str] = "unknown-point"
     exit_code: ClassVar[Exit] = Exit.USAGE
     sentence: ClassVar[str] = "There is no restore point {point!r} in {repository}."
-    remedy: ClassVar[str | None] = "`pullback list -r {repository}` shows what is there."
+    remedy: ClassVar[str | None] = "`pullback list -r dir:{repository}` shows what is there."
     point: str
     repository: str
 
@@ -210,6 +210,18 @@ class RepositoryTooNew(PullbackError):
     known: int
 
 
+@dataclass(kw_only=True, eq=False)
+class BadDocument(PullbackError):
+    """An XML or JSON document (domainbackup, domaincheckpoint …) that breaks a rule; `field` says where."""
+
+    code: ClassVar[str] = "bad-document"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "{document}: {field} {problem}."
+    document: str
+    field: str
+    problem: str
+
+
 # -- no repository ---------------------------------------------------------------------------
 
 
@@ -231,7 +243,7 @@ class NoPoints(PullbackError):
     code: ClassVar[str] = "no-restore-points"
     exit_code: ClassVar[Exit] = Exit.NO_REPOSITORY
     sentence: ClassVar[str] = "{path} holds no restore point{of_machine}."
-    remedy: ClassVar[str | None] = "Make one with `pullback backup MACHINE -r {path}`."
+    remedy: ClassVar[str | None] = "Make one with `pullback backup MACHINE -r dir:{path}`."
     path: str
     of_machine: str = ""
 
@@ -245,8 +257,8 @@ class BusyError(PullbackError):
 
     code: ClassVar[str] = "busy"
     exit_code: ClassVar[Exit] = Exit.BUSY
-    sentence: ClassVar[str] = "{what} is busy: {holder}."
-    remedy: ClassVar[str | None] = "Wait until that has finished."
+    sentence: ClassVar[str] = "Somebody else is at work on {what}: {holder}."
+    remedy: ClassVar[str | None] = "Wait until that has ended."
     what: str
     holder: str
 
@@ -430,7 +442,7 @@ class DestinationFull(PullbackError):
     """The place where data goes has no room left."""
 
     code: ClassVar[str] = "destination-full"
-    sentence: ClassVar[str] = "{path} is full."
+    sentence: ClassVar[str] = "There is no room left for {path}."
     remedy: ClassVar[str | None] = "Make room there and run the command again: nothing was kept of this attempt."
     path: str
 

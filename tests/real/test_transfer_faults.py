@@ -239,7 +239,10 @@ def test_a_full_file_system_is_told_through_files_and_through_qemu_nbd(tmp_path:
         env={"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
         check=False,
     )
-    assert done.stdout.splitlines() == [f"file: {tmp_path}/raw is full.", "nbd: the image is full."], done.stderr
+    assert done.stdout.splitlines() == [
+        f"file: There is no room left for {tmp_path}/raw.",
+        "nbd: There is no room left for the image.",
+    ], done.stderr
 
 
 def test_a_file_that_is_cut_short_meanwhile_is_no_hole(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def backup(
         typer.Option(metavar="unix:PATH", help="Share the NBD server that runs in QEMU already, on a private socket."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be read, and why.")] = False,
-    strict: Annotated[bool, typer.Option(help="A chain that did not continue is a failure (1 instead of 3).")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A chain that did not continue is a failure (1 instead of 3).")
+    ] = False,
     state_dir: options.StateDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -117,5 +117,6 @@ def untrack(
         "jobs": list(done.jobs),
     }
     lines = [f"{target}: {len(names)} bitmap(s) removed" for target, names in done.bitmaps.items()]
+    lines += [f"what the dead job {job} had left is removed" for job in done.jobs]
     lines = lines or ["there was nothing to remove"]
     output.result("untrack", values, [] if quiet else lines)

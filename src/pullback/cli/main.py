@@ -49,7 +49,7 @@ def _main(
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        app(prog_name="pullback")
     except KeyboardInterrupt:  # before or after a command's own handling
         sys.exit(int(Exit.INTERRUPTED))
     except BrokenPipeError:  # `pullback list | head`

@@ -13,7 +13,7 @@ Machine = Annotated[
 Point = Annotated[
     str,
     typer.Argument(
-        metavar="[POINT]",
+        metavar="POINT",
         help="An id, the start of one, 'latest', or a date in local time (the last point not after it).",
     ),
 ]

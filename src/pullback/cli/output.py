@@ -61,6 +61,11 @@ class Output:
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)
 
+    def hint(self, text: str) -> None:
+        """A remedy for a result that is bad news, on standard error. Programs see it in the result."""
+        if not self.json and not self.quiet:
+            print(f"  hint: {text}", file=sys.stderr)
+
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         """A place to report to while the block runs: bars on a terminal, JSON lines, or notes only."""

@@ -13,7 +13,6 @@ from pullback.cli.running import run
 from pullback.errors import Exit
 
 if TYPE_CHECKING:
-    from pullback import repo
     from pullback.flows.restore import Format
     from pullback.model.points import Point
 
@@ -26,32 +25,28 @@ def listing(
     verbose: options.Verbose = False,
 ) -> None:
     """List the restore points of a repository."""
+    from pullback.flows import listing as flow
+
     output = Output(json, quiet, verbose)
-    listings = run(_listings(repository, machine), output)
+    machines = run(flow.listing(run(_listing_request(repository, machine), output)), output)
     values: dict[str, object] = {
         "machines": [
             {
-                "machine": name,
+                "machine": found.name,
                 "points": [_summary(point) for point in found.points],
                 "damaged": [{"id": bad.id, "problem": bad.problem} for bad in found.damaged],
             }
-            for name, found in listings.items()
+            for found in machines
         ]
     }
-    lines = [line for name, found in listings.items() for line in _table(name, found)]
-    output.result("list", values, lines)
+    output.result("list", values, [line for found in machines for line in _table(found)])
 
 
-async def _listings(repository: str, machine: str | None) -> dict[str, repo.Listing]:
-    from pullback import errors, repo
+async def _listing_request(repository: str, machine: str | None) -> flow_listing.Request:
+    from pullback.flows import listing as flow
     from pullback.model import urls
 
-    directory = repo.open_directory(urls.repository(repository).path)
-    names = directory.machines() if machine is None else (machine,)
-    found = {name: directory.listing(name) for name in names}
-    if not any(listing.points or listing.damaged for listing in found.values()):
-        raise errors.NoPoints(path=str(directory.path), of_machine=f" of {machine}" if machine else "")
-    return found
+    return flow.Request(repository=urls.repository(repository), machine=machine)
 
 
 def _summary(point: Point) -> dict[str, object]:
@@ -67,10 +62,10 @@ def _summary(point: Point) -> dict[str, object]:
     }
 
 
-def _table(name: str, found: repo.Listing) -> list[str]:
+def _table(found: flow_listing.Machine) -> list[str]:
     from pullback.units import format_size
 
-    lines = [f"{name}:"]
+    lines = [f"{found.name}:"]
     for point in found.points:
         disks = ", ".join(f"{disk.target} {format_size(disk.size)} {disk.mode}" for disk in point.disks)
         moment = f"{point.created.astimezone():%Y-%m-%d %H:%M:%S}"
@@ -140,7 +135,7 @@ def _format(text: str) -> Format:
         return Format(text)
     except ValueError as error:
         raise errors.UsageError(
-            problem=f"{text!r} is no format that a disk can be restored as: raw or qcow2"
+            problem=f"{text!r} is no format that a disk can be written as; there are raw and qcow2"
         ) from error
 
 
@@ -179,8 +174,8 @@ def verify(
     lines.append(f"{len(report.damaged)} damaged; {format_duration(report.seconds)} in all")
     output.result("verify", values, [] if quiet else lines)
     if report.damaged:
-        output.note(
-            "  hint: `pullback verify --all` shows which points are sound; `pullback backup --level full` starts afresh"
+        output.hint(
+            "`pullback verify --all` shows which points are sound; `pullback backup --level full` starts afresh"
         )
         raise SystemExit(int(Exit.VERIFICATION))
 
@@ -195,5 +190,6 @@ async def _verify_request(
 
 
 if TYPE_CHECKING:
+    from pullback.flows import listing as flow_listing
     from pullback.flows import restore as flow_restore
     from pullback.flows import verify as flow_verify

@@ -14,18 +14,17 @@ it removes what else the job left in QEMU.
     b"D" (running again)  ─────────────▶ disarmed
     b"Q" (all is removed) ─────────────▶ ends
     end of file without b"Q" ──────────▶ rescue
+
+This is our end of the pipe; the guard's own is `rescue`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import select
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 from pullback import errors, state
 
@@ -33,8 +32,8 @@ from pullback import errors, state
 SILENCE_SECONDS = 1.0
 _BEAT_SECONDS = 0.2
 _START_SECONDS = 20.0
-_RESCUE_SECONDS = 60.0
-_ARM, _BEAT, _DISARM, _QUIT = b"A", b".", b"D", b"Q"
+ARM, BEAT, DISARM, QUIT = b"A", b".", b"D", b"Q"
+_PROCESS = "pullback.engine.rescue"
 
 
 class Guard:
@@ -51,7 +50,7 @@ class Guard:
 
     def arm(self) -> None:
         """A pause begins: from now on silence counts as death."""
-        self._send(_ARM)
+        self._send(ARM)
         self._beats = asyncio.create_task(self._beat(), name="guard-beat")
 
     def disarm(self) -> None:
@@ -59,12 +58,12 @@ class Guard:
         if self._beats is not None:
             self._beats.cancel()
             self._beats = None
-        self._send(_DISARM)
+        self._send(DISARM)
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(_BEAT_SECONDS)
-            self._send(_BEAT)
+            self._send(BEAT)
 
     def _send(self, message: bytes) -> None:
         pipe = self._process.stdin
@@ -77,7 +76,7 @@ class Guard:
 async def guarding(job: state.Job) -> AsyncIterator[Guard]:
     """A guard over `job` while the block runs."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", __name__, str(job.path), str(os.getpid()),
+        sys.executable, "-m", _PROCESS, str(job.path), str(os.getpid()),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     guard = Guard(process)
@@ -88,7 +87,7 @@ async def guarding(job: state.Job) -> AsyncIterator[Guard]:
         with suppress(errors.CannotWrite):
             guard.disarm()
             if not job.record.paused_by_us:  # else the pipe just ends, and the guard tries in our place
-                guard._send(_QUIT)
+                guard._send(QUIT)
         await _end(process)
 
 
@@ -112,55 +111,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
-
-
-# -- the guard's own process -----------------------------------------------------------------
-
-
-def main(path: Path, parent: int) -> None:
-    """Watch `parent` over standard input; rescue its machine if it dies."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    if not _watch(parent):
-        job = state.load_job(path)
-        if job is not None:
-            asyncio.run(_rescue(job))
-
-
-def _watch(parent: int) -> bool:
-    """True if the parent said goodbye; False if it died, or was silent and has been killed."""
-    armed = False
-    while True:
-        ready, _, _ = select.select([0], [], [], SILENCE_SECONDS if armed else None)
-        if not ready:
-            if os.getppid() == parent:  # still our parent, so the number was not re-used
-                os.kill(parent, signal.SIGKILL)
-            return False
-        received = os.read(0, 4096)
-        if not received:
-            return False
-        if _QUIT in received:
-            return True
-        last = received.replace(_BEAT, b"")[-1:]
-        armed = last == _ARM if last else armed
-
-
-async def _rescue(job: state.Job) -> None:
-    """Continue the machine if we paused it, then remove what the job left."""
-    from pullback.engine import recovery  # here: the guard must be ready soon, and seldom needs it
-
-    deadline = asyncio.get_running_loop().time() + _RESCUE_SECONDS
-    while asyncio.get_running_loop().time() < deadline:
-        try:
-            await recovery.recover(job)
-            return
-        except (errors.UnreachableError, errors.PermissionDenied, errors.CleanupIncomplete):
-            return  # QEMU is gone, or the next run must try again
-        except errors.PullbackError:
-            await asyncio.sleep(0.1)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -162,7 +162,7 @@ def _peer(connection: sockets.socket) -> int | None:
 
 def _translate(socket: Path, error: BaseException) -> errors.PullbackError:
     if isinstance(error, GreetingError | NegotiationError | QMPError | ValueError):
-        return errors.NotQmp(socket=str(socket), reason=_first(error))
+        return errors.NotQmp(socket=str(socket), reason="what answers there greets otherwise")
     if isinstance(error, EOFError):
         return errors.NotQmp(socket=str(socket), reason="it closed the connection without a greeting")
     return errors.UnreachableError(socket=str(socket), reason=_first(error))

@@ -208,7 +208,7 @@ def _require_private(socket: Path) -> None:
         raise errors.UsageError(problem=f"{socket} is no socket of an NBD server")
     others = socket.stat().st_mode & 0o022 and socket.parent.stat().st_mode & 0o011
     if others:
-        raise errors.UsageError(problem=f"the NBD server at {socket} is open to other users")
+        raise errors.UsageError(problem=f"The NBD server at {socket} is open to other users")
 
 
 class QemuSnapshot:

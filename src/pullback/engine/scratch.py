@@ -44,6 +44,8 @@ def check(directory: Path, disks: Iterable[Disk]) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except PermissionError as error:
         raise errors.PermissionDenied(path=str(directory)) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise errors.ScratchUnsuitable(path=str(directory), reason="it is no directory") from error
     except OSError as error:
         raise errors.ScratchUnsuitable(path=str(directory), reason=os.strerror(error.errno or 0)) from error
     kind = file_system(directory)

@@ -40,7 +40,6 @@ from pullback.transfer.frozen import FrozenEndpoint
 
 #: The allocation and the changes of so many bytes are held in memory at a time.
 WINDOW = 4 * units.GiB
-_REFUSED_READ = {errno.EINVAL, errno.EACCES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,8 +234,7 @@ class _Backup:
         """A failed read of the snapshot: is the machine gone, or the snapshot broken?"""
         if not await self._machine.alive():
             return errors.MachineGone(machine=self._machine.name, reason=str(error).rstrip("."))
-        ours = isinstance(error, errors.EndpointFailed) and error.endpoint.startswith(_source_name(frozen))
-        if ours and isinstance(error, errors.EndpointFailed) and error.errno in _REFUSED_READ:
+        if isinstance(error, errors.EndpointFailed) and _is_refused_read(error, frozen):
             reason = "an old block could not be copied to scratch in time (full, failing or too slow)"
             return errors.SnapshotBroken(target=frozen.disk.target, reason=reason)
         return error
@@ -334,8 +332,19 @@ class _Backup:
         )
 
 
+def _is_refused_read(error: errors.EndpointFailed, frozen: Frozen) -> bool:
+    """A snapshot that broke answers everything so: EINVAL over NBD, EACCES through FUSE (tried, 7.2)."""
+    source = error.endpoint.startswith(_source_name(frozen)) or error.endpoint == str(frozen.export.data)
+    return source and error.errno in {errno.EINVAL, errno.EACCES}
+
+
 def _source_name(frozen: Frozen) -> str:
     return f"the snapshot of {frozen.disk.target}"
+
+
+def _passed(window: Extent, step: increments.Step) -> int:
+    """Bytes of a window that the copier will not advance over."""
+    return window.length - extents.total(step.zero) - sum(block.read.length for block in step.blocks)
 
 
 class _Copying:
@@ -366,7 +375,7 @@ class _Copying:
     def run(self) -> int:
         """Copy everything that is needed; gives the bytes read from the machine."""
         target, size = self._plan.disk.target, self._plan.disk.size
-        self._progress.start(target, _expected(self._plan))
+        self._progress.start(target, size)
         with self._trims:
             first = copy(
                 self._source,
@@ -379,7 +388,9 @@ class _Copying:
                 block=min(self._block, max(size, 1)),
                 cancel=self._cancel,
             )
-            return first.read + self._resolve_suspects()
+            looked = self._resolve_suspects()
+            self._source.prove()
+            return first.read + looked
 
     def _work(self) -> Iterator[Work]:
         for window in increments.windows(self._plan.disk.size, self._block, WINDOW):
@@ -388,6 +399,8 @@ class _Copying:
                 self._hashes.set_zero(zero_block)
             self._suspects += step.suspects
             self._release(window, step)
+            # Progress is the way through the disk: what need not be read is passed at once.
+            self._progress.advance(self._plan.disk.target, _passed(window, step))
             yield from (Zero(extent) for extent in step.zero)
             yield from (Piece(block.read, block.write) for block in step.blocks)
 
@@ -421,7 +434,8 @@ class _Copying:
     def _trim(self, ranges: Iterator[Extent] | Sequence[Extent]) -> None:
         assert self._trimmer is not None
         assert self._unit is not None
-        for extent in extents.align_in(ranges, self._unit):
+        spared = extents.subtract(ranges, [self._source.spared])
+        for extent in extents.align_in(spared, self._unit):
             self._trimmer.trim(extent.start, extent.length)
 
     def _resolve_suspects(self) -> int:

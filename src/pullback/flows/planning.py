@@ -71,7 +71,7 @@ def select(disks: Sequence[Disk], *, machine: str, only: Sequence[str], exclude:
     if only:
         for target in only:
             if known[target].node is None:
-                raise errors.UsageError(problem=f"disk {target} has no medium")
+                raise errors.UsageError(problem=f"Disk {target} has no medium")
     chosen = [
         disk
         for disk in disks
@@ -144,9 +144,9 @@ def _without_parent(decided: DiskPlan, points: Sequence[Point]) -> DiskPlan:
     if decided.chain.problem:
         return decided.read_whole(decided.chain.problem)
     if not points:
-        return replace(decided, reason="first backup")
+        return replace(decided, reason="it is the first backup")
     if before is None or before.mark is None:
-        return replace(decided, reason="new disk" if before is None else "first backup with a checkpoint")
+        return replace(decided, reason="it is a new disk" if before is None else "it had no checkpoint")
     if disk.buried:
         return decided.read_whole("its checkpoints are in a backing image (an external snapshot was made)")
     return decided.read_whole("its last checkpoint is not on the disk")

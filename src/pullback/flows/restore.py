@@ -110,6 +110,8 @@ def _make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except PermissionError as error:
         raise errors.PermissionDenied(path=str(path)) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise errors.CannotWrite(path=str(path), reason="a file is in its place or above it") from error
     except OSError as error:
         raise errors.CannotWrite(path=str(path), reason=error.strerror or str(error)) from error
 
@@ -131,6 +133,8 @@ def _restore_disk(
             read = reading.prove(directory, point, disk, destination, progress=progress, cancel=cancel)
         beside.rename(path)
         state.sync_directory(path.parent)
+    except errors.DestinationFull as error:
+        raise errors.DestinationFull(path=str(path)) from error  # nobody knows the name of the file beside
     finally:
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()

@@ -18,6 +18,7 @@ async def blocking(work: Callable[[], T], *, cancel: Cancel, beside: Coroutine[A
     """
     watch = asyncio.ensure_future(beside) if beside is not None else None
     running = asyncio.ensure_future(asyncio.to_thread(work))
+    running.add_done_callback(_retrieve)
     waited = {running} if watch is None else {running, watch}
     try:
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -33,3 +34,9 @@ async def blocking(work: Callable[[], T], *, cancel: Cancel, beside: Coroutine[A
         await asyncio.wait({running})
         raise failed
     return await running
+
+
+def _retrieve(task: asyncio.Task[T]) -> None:
+    """Work that we told to stop fails with the reason that we raise ourselves: asyncio shall not print it."""
+    if not task.cancelled():
+        task.exception()

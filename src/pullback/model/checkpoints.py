@@ -131,7 +131,7 @@ class Chain:
         step = self.newest.mark.last + 1 if self.newest else 1
         mark = Mark(name=check_name(name), nonce=secrets.token_hex(8), first=step, last=step)
         if len(mark.bitmap.encode()) > NAME_LIMIT:
-            raise errors.UsageError(problem=f"the checkpoint name {name!r} is too long")
+            raise errors.UsageError(problem=f"The checkpoint name {name!r} is too long")
         return mark
 
     def since(self, mark: Mark) -> tuple[Link, ...] | str:

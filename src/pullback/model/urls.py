@@ -30,7 +30,7 @@ def machine(url: str) -> QmpMachine:
     scheme, colon, rest = url.partition(":")
     if colon and scheme == "qmp" and rest:
         return QmpMachine(socket=Path(rest).absolute())
-    problem = "the socket's path is missing" if colon and scheme == "qmp" else "it does not begin with qmp:"
+    problem = "the socket's path is missing" if colon and scheme == "qmp" else "it does not begin with 'qmp:'"
     raise errors.BadUrl(url=url, kind="machine", problem=problem, example=_MACHINE_EXAMPLE)
 
 
@@ -39,7 +39,7 @@ def repository(url: str) -> DirectoryRepository:
     scheme, colon, rest = url.partition(":")
     if colon and scheme == "dir" and rest:
         return DirectoryRepository(path=Path(rest).absolute())
-    problem = "the directory's path is missing" if colon and scheme == "dir" else "it does not begin with dir:"
+    problem = "the directory's path is missing" if colon and scheme == "dir" else "it does not begin with 'dir:'"
     raise errors.BadUrl(url=url, kind="repository", problem=problem, example=_REPOSITORY_EXAMPLE)
 
 

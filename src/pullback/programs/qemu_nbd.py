@@ -27,6 +27,8 @@ SHARED = 16
 START_SECONDS = 30.0
 #: Seconds that closing may take: the image's caches are written then.
 CLOSE_SECONDS = 900.0
+#: The same when the work failed: what the caches hold is not wanted any more, and SIGTERM must not wait.
+_ABORT_SECONDS = 1.0
 #: What a server sends first, and an answer (fixed newstyle, then NBD_OPT_ABORT) that lets it end the
 #: connection without a complaint on standard error (NBD protocol, "Newstyle negotiation").
 _GREETING = b"NBDMAGICIHAVEOPT"
@@ -90,7 +92,7 @@ def serve_graph(
     """
     _prepare(socket)
     argv = _argv(graph, socket, writable, export, bitmaps, shared, cache)
-    with process.Child(argv) as child:
+    with process.Child(argv, grace=_ABORT_SECONDS) as child:
         try:
             child.wait_until(lambda: answers(socket), what="answer on its socket", timeout=START_SECONDS)
             socket.chmod(0o600)

@@ -200,6 +200,9 @@ def _content(path: Path) -> list[str]:
 
 def _initialise(path: Path) -> None:
     """Make directory and marker; if somebody else does the same at this moment, theirs counts."""
+    if not path.parent.is_dir():
+        reason = f"there is no directory {path.parent} (is its file system mounted?)"
+        raise errors.CannotWrite(path=str(path), reason=reason)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
         files.sync(path.parent)

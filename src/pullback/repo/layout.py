@@ -49,7 +49,7 @@ def encoded(machine: str) -> str:
     if name.startswith("."):
         name = "%2E" + name[1:]
     if len(name) > _NAME_MAX:
-        raise errors.UsageError(problem=f"the machine's name {machine!r} is too long for a directory")
+        raise errors.UsageError(problem=f"The machine's name {machine!r} is too long for a directory")
     return name
 
 

@@ -89,9 +89,9 @@ class Writer:
             try:
                 disks = layout.read_point(self._directory, other).disks
             except errors.VerificationFailed as error:
-                raise errors.UsageError(problem=f"{other} is damaged, and may need {point}") from error
+                raise errors.UsageError(problem=f"Restore point {other} is damaged, and may need {point}") from error
             if any(disk.parent is not None and disk.parent.point == point for disk in disks):
-                raise errors.UsageError(problem=f"restore point {other} needs {point}")
+                raise errors.UsageError(problem=f"Restore point {other} needs {point}")
 
 
 @contextlib.contextmanager

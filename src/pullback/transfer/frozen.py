@@ -15,6 +15,9 @@ from pullback.progress import Cancel
 from pullback.transfer.file import FileEndpoint
 from pullback.transfer.nbd import NbdEndpoint
 
+#: Bytes read to see that a snapshot still lives; no more than its cluster (and a page, for O_DIRECT).
+_PROOF = 4096
+
 
 class FrozenEndpoint:
     """An `Export` of a machine's snapshot as an `Endpoint`; `name` is what messages call it."""
@@ -76,6 +79,21 @@ class FrozenEndpoint:
     def channel(self) -> Channel:
         """A new channel."""
         return self._data.channel()
+
+    @property
+    def spared(self) -> Extent:
+        """What must never be trimmed, so that `prove` can read it."""
+        return Extent(0, min(self._export.trim_unit or _PROOF, self.size))
+
+    def prove(self) -> None:
+        """Raise `EndpointFailed` if the snapshot broke meanwhile; to be called when all was read.
+
+        Once it is broken every read fails, but the live disk still tells its holes: those that were
+        made after that would be taken for zeroes of the instant, without a single read that fails.
+        """
+        buffer = bytearray(min(_PROOF, self.size))
+        with self._data.channel() as channel:
+            channel.read_into(0, buffer, len(buffer))
 
     def close(self) -> None:
         """Close all of it; twice is fine."""

@@ -46,6 +46,9 @@ _SAFE_PAYLOAD = 32 * MiB
 #: Most bytes of one zero or trim: the wire allows 4 GiB, but a server that has to write zeroes must
 #: be through within the deadline.
 _LONGEST_ZERO = 1 * GiB
+#: Most bytes that one block-status question covers with extended headers (NBD protocol, experimental
+#: "Extended headers"; QEMU 8.2): the wire has 64 bits, but a reply should come within the deadline.
+_LONGEST_WIDE_QUESTION = 1024 * GiB
 #: How often a wait looks at the deadline, the cancel token and Python's signals.
 _SLICE_SECONDS = 0.25
 #: How long closing waits for the server to see our farewell.
@@ -122,6 +125,10 @@ class _Connection:
             return 0
         handle.set_strict_mode(handle.get_strict_mode() & ~self.nbd.STRICT_FLAGS)
         return int(self.nbd.CMD_FLAG_DF)
+
+    def has(self, method: str) -> bool:
+        """Does this release of the library have the call?"""
+        return hasattr(self._open(), method)
 
     def request(self, operation: str, offset: int, start: Callable[[Any], int], timeout: float | None = None) -> None:
         """Start one command and wait for its end.
@@ -234,13 +241,24 @@ class NbdChannel:
 
     def read_into(self, offset: int, buffer: bytearray, length: int) -> None:
         """Fill `buffer[:length]` with the bytes from `offset`."""
-        parts = split([Extent(offset, length)], self._payload)
         with memoryview(buffer) as view:
-            for part in parts if self._request_limit is None else split(parts, self._request_limit):
+            if self._request_limit is not None:
+                self._read_small(offset, view[:length], self._request_limit)
+                return
+            for part in split([Extent(offset, length)], self._payload):
                 self._read(part.start, view[part.start - offset : part.end - offset])
 
     def _read(self, offset: int, view: memoryview) -> None:
-        self._connection.request("read", offset, lambda handle: handle.aio_pread(view, offset, flags=self._read_flags))
+        self._connection.request("read", offset, lambda handle: handle.aio_pread(view, offset))
+
+    def _read_small(self, offset: int, view: memoryview, limit: int) -> None:
+        """No request crosses a multiple of `limit` bytes; all are in flight at once, so it costs little."""
+        parts = split([Extent(offset, len(view))], limit)
+        self._connection.together("read", [self._small(part, view, offset) for part in parts])
+
+    def _small(self, part: Extent, view: memoryview, base: int) -> tuple[int, Callable[[Any], int]]:
+        inside = view[part.start - base : part.end - base]
+        return part.start, lambda handle: handle.aio_pread(inside, part.start, flags=self._read_flags)
 
     def write(self, offset: int, buffer: bytearray, start: int, length: int) -> None:
         """Write `buffer[start:start + length]` at `offset`."""
@@ -366,6 +384,9 @@ class NbdEndpoint:
     def _look(self, contexts: Sequence[str], channels: int) -> None:
         self._size = self._control.ask("get_size")
         self._channels = channels if self._control.ask("can_multi_conn") else 1
+        self._wide = self._control.has("aio_block_status_64")
+        extended = self._wide and bool(self._control.ask("get_extended_headers_negotiated"))
+        self._longest_question = _LONGEST_WIDE_QUESTION if extended else block_status.MAX_QUESTION
         self._mapped = bool(self._control.ask("can_meta_context", block_status.ALLOCATION))
         for context in contexts:
             self._require(context)
@@ -418,7 +439,11 @@ class NbdEndpoint:
         """
         self._require(context)
         return block_status.walk(
-            lambda offset, length: self._ask(context, offset, length), window, size=self._size, who=self._name
+            lambda offset, length: self._ask(context, offset, length),
+            window,
+            size=self._size,
+            who=self._name,
+            longest=self._longest_question,
         )
 
     def dirty(self, context: str, window: Extent) -> Iterator[Extent]:
@@ -426,18 +451,21 @@ class NbdEndpoint:
         return block_status.dirty(self.status(context, window))
 
     def _ask(self, context: str, offset: int, length: int) -> block_status.Reply:
-        """One question, one reply. 32-bit lengths suffice: libnbd cuts longer ones of newer servers."""
-        replies: list[list[int]] = []
+        """One question, one reply; with 64-bit lengths where libnbd (1.18 and later) has them."""
+        replies: list[list[Any]] = []
 
-        def keep(name: str, start: int, entries: list[int], error: object) -> int:
+        def keep(name: str, start: int, entries: list[Any], error: object) -> int:
             # An exception in here would be printed by the binding and lost: look at it afterwards.
             if name == context and start == offset:
                 replies.append(entries)
             return 0
 
-        self._control.request("block status", offset, lambda handle: handle.aio_block_status(length, offset, keep))
+        call = "aio_block_status_64" if self._wide else "aio_block_status"
+        self._control.request("block status", offset, lambda handle: getattr(handle, call)(length, offset, keep))
         if len(replies) != 1:
             raise errors.BadReply(who=self._name, problem=f"{len(replies)} block status replies for {context}")
+        if self._wide:  # pairs already
+            return iter(replies[0])
         flat = iter(replies[0])  # length, flags, length, flags, …: up to a million of them from nbdkit
         return zip(flat, flat, strict=True)
 

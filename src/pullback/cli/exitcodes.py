@@ -1,0 +1,207 @@
+"""docs/exit-codes.md, made from `pullback.errors`.
+
+    python -m pullback.cli.exitcodes          print it
+    python -m pullback.cli.exitcodes FILE     write it
+
+What goes wrong is listed by hand (`MISHAPS`); its sentence, hint and exit code come from the error
+class. tests/story/test_errors_table.py makes each of them happen, and compares.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pullback import errors
+from pullback.errors import Exit, PullbackError
+
+_TOP = """\
+# Exit codes and errors
+
+<!-- Written by `make docs` from src/pullback/errors.py. Do not edit it here. -->
+
+A command that fails prints one sentence on standard error, and below it a hint where there is a remedy:
+
+    pullback: There is no repository at /srv/backup.
+      hint: Check -r; `pullback backup` creates a dir: repository at its first run.
+
+With `--json` the last line on standard output is the same as an object, with a stable `code` and the facts:
+
+    {"type": "error", "code": "no-repository", "message": "There is no repository at /srv/backup.",
+     "hint": "Check -r; …", "facts": {"path": "/srv/backup"}, "notes": [], "exit_code": 10}
+
+Exit codes and the codes of errors do not change within a major version. Sentences may.
+"""
+_MISHAPS = """\
+## What goes wrong
+
+Words in capitals stand for what you named. Each line is tried by a test.
+"""
+_CLASSES = """\
+## All errors
+
+Names in braces are the facts, which `--json` gives under `facts`. A wrong option or a missing argument is told by
+a usage text, and ends with 2 as well.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Mishap:
+    """Something that goes wrong for users: in words, and the error that they see."""
+
+    what: str
+    error: PullbackError
+
+
+def _monitor() -> Iterator[Mishap]:
+    yield Mishap("No socket at that path", errors.UnreachableError(socket="SOCKET", reason="No such file or directory"))
+    yield Mishap(
+        "Nothing listens at the socket (the machine is off)",
+        errors.UnreachableError(socket="SOCKET", reason="Connection refused"),
+    )
+    yield Mishap(
+        "The socket of another program",
+        errors.NotQmp(socket="SOCKET", reason="what answers there greets otherwise"),
+    )
+    yield Mishap(
+        "A socket whose program hangs up at once",
+        errors.NotQmp(socket="SOCKET", reason="it closed the connection without a greeting"),
+    )
+    yield Mishap(
+        "The socket of `-monitor`, for people",
+        errors.NotQmp(socket="SOCKET", reason="what answers there greets otherwise"),
+    )
+    yield Mishap("A monitor that another client holds", errors.MonitorBusy(socket="SOCKET", seconds=3))
+    yield Mishap("A monitor of another user", errors.PermissionDenied(path="SOCKET"))
+    yield Mishap("A machine that libvirt manages", errors.ForeignManager(socket="SOCKET", manager="libvirt"))
+    yield Mishap("QEMU without `-name` and `-uuid`", errors.MachineUnnamed(socket="SOCKET"))
+    yield Mishap(
+        "A second pullback on the same machine",
+        errors.BusyError(what="the machine at SOCKET", holder="COMMAND, process NUMBER, since TIME"),
+    )
+
+
+def _machine() -> Iterator[Mishap]:
+    yield Mishap(
+        "A machine named without `qmp:`",
+        errors.BadUrl(
+            url="web01",
+            kind="machine",
+            problem="it does not begin with 'qmp:'",
+            example="Name a QEMU process by its QMP socket: qmp:/run/web01.sock",
+        ),
+    )
+    yield Mishap(
+        "A disk that the machine does not have", errors.UnknownDisk(target="vdz", where="web01", known="DISKS")
+    )
+    yield Mishap("Every disk excluded", errors.NoDisks(machine="web01"))
+    yield Mishap("Another program uses QEMU's NBD server", errors.NbdServerBusy(detail="it runs without exports"))
+    yield Mishap("Another job runs on a disk", errors.DiskBusy(target="vda", holder="the mirror job JOB"))
+    yield Mishap(
+        "Scratch on a file system that is not local",
+        errors.ScratchUnsuitable(path="DIR", reason="its file system 'proc' is not a local one"),
+    )
+    yield Mishap("Scratch with too little room", errors.ScratchSpace(path="DIR", free="FREE", needed="1.00 GiB"))
+
+
+def _repository() -> Iterator[Mishap]:
+    yield Mishap(
+        "A repository named without `dir:`",
+        errors.BadUrl(
+            url="/srv/backup",
+            kind="repository",
+            problem="it does not begin with 'dir:'",
+            example="Name a directory: dir:/srv/backup",
+        ),
+    )
+    yield Mishap(
+        "A directory with something else in it",
+        errors.NotARepository(path="DIR", problem="there is no pullback.json"),
+    )
+    yield Mishap(
+        "The directory above is not there",
+        errors.CannotWrite(path="DIR/repo", reason="there is no directory DIR (is its file system mounted?)"),
+    )
+    yield Mishap("No repository at that place", errors.NoRepository(path="DIR"))
+    yield Mishap("A repository of a later Pullback", errors.RepositoryTooNew(path="DIR", found=99, known=1))
+    yield Mishap("A repository of another user", errors.PermissionDenied(path="DIR"))
+    yield Mishap("A repository without restore points", errors.NoPoints(path="DIR"))
+    yield Mishap("A machine without restore points", errors.NoPoints(path="DIR", of_machine=" of db01"))
+    yield Mishap("The repository's file system is full", errors.DestinationFull(path="FILE"))
+
+
+def _points() -> Iterator[Mishap]:
+    yield Mishap("An id or date that fits no point", errors.UnknownPoint(point="1999-12-31", repository="DIR"))
+    yield Mishap("The start of several ids", errors.AmbiguousPoint(point="2", candidates="IDS"))
+    yield Mishap(
+        "`latest`, with several machines in the repository",
+        errors.AmbiguousPoint(point="latest", candidates="one of db01, one of web01"),
+    )
+    yield Mishap(
+        "A disk that the restore point does not have",
+        errors.UnknownDisk(target="vdz", where="restore point ID", known="vda, vdb"),
+    )
+    yield Mishap(
+        "A format that cannot be written",
+        errors.UsageError(problem="'vmdk' is no format that a disk can be written as; there are raw and qcow2"),
+    )
+    yield Mishap("A file where the disk would be restored to", errors.DestinationExists(path="FILE"))
+    yield Mishap("`--to` below a file", errors.CannotWrite(path="DIR", reason="a file is in its place or above it"))
+    yield Mishap("No room for the restored disk", errors.DestinationFull(path="FILE"))
+    yield Mishap("A restore point that is damaged", errors.VerificationFailed(point="ID", problem="PROBLEM"))
+
+
+#: Where things go wrong -> what, in the order of the page.
+MISHAPS: dict[str, tuple[Mishap, ...]] = {
+    "Reaching the machine": tuple(_monitor()),
+    "The machine, its disks, and scratch": tuple(_machine()),
+    "The repository": tuple(_repository()),
+    "Restore points, and where they go": tuple(_points()),
+}
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [_TOP, "## Exit codes\n", _table(("code", "meaning"), ((str(int(code)), code.meaning) for code in Exit))]
+    parts.append(_MISHAPS)
+    for place, mishaps in MISHAPS.items():
+        header = ("what goes wrong", "what Pullback says", "hint", "exit")
+        parts += [f"### {place}\n", _table(header, map(_mishap_row, mishaps))]
+    parts += [_CLASSES, _table(("code", "exit", "sentence", "hint", "meaning"), map(_class_row, errors.catalogue()))]
+    return "\n".join(parts)
+
+
+def _mishap_row(mishap: Mishap) -> Sequence[str]:
+    error = mishap.error
+    return mishap.what, str(error), error.hint or "", str(int(error.exit_code))
+
+
+def _class_row(kind: type[PullbackError]) -> Sequence[str]:
+    meaning = (inspect.getdoc(kind) or "").splitlines()[0]
+    return f"`{kind.code}`", str(int(kind.exit_code)), _template(kind.sentence), _template(kind.remedy or ""), meaning
+
+
+def _template(text: str) -> str:
+    """A template without the marks of Python's formatting: {url!r} is {url}."""
+    return re.sub(r"\{(\w+)[^}]*\}", r"{\1}", text)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def main() -> None:
+    """Print the page, or write it to the file that is named."""
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+    else:
+        sys.stdout.write(page())
+
+
+if __name__ == "__main__":
+    main()

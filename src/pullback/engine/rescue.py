@@ -1,0 +1,64 @@
+"""The guard's own process (see `guard`): it waits, and rescues the machine if we die in a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+from pullback import errors, state
+from pullback.engine import guard
+
+_RESCUE_SECONDS = 60.0
+
+
+def main(path: Path, parent: int) -> None:
+    """Watch `parent` over standard input; rescue its machine if it dies."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    if not _watch(parent):
+        job = state.load_job(path)
+        if job is not None:
+            asyncio.run(_rescue(job))
+
+
+def _watch(parent: int) -> bool:
+    """True if the parent said goodbye; False if it died, or was silent and has been killed."""
+    armed = False
+    while True:
+        ready, _, _ = select.select([0], [], [], guard.SILENCE_SECONDS if armed else None)
+        if not ready:
+            if os.getppid() == parent:  # still our parent, so the number was not re-used
+                os.kill(parent, signal.SIGKILL)
+            return False
+        received = os.read(0, 4096)
+        if not received:
+            return False
+        if guard.QUIT in received:
+            return True
+        last = received.replace(guard.BEAT, b"")[-1:]
+        armed = last == guard.ARM if last else armed
+
+
+async def _rescue(job: state.Job) -> None:
+    """Continue the machine if we paused it, then remove what the job left."""
+    from pullback.engine import recovery  # here: the guard must be ready soon, and seldom needs it
+
+    deadline = asyncio.get_running_loop().time() + _RESCUE_SECONDS
+    while asyncio.get_running_loop().time() < deadline:
+        try:
+            await recovery.recover(job)
+            return
+        except (errors.UnreachableError, errors.PermissionDenied, errors.CleanupIncomplete):
+            return  # QEMU is gone, or the next run must try again
+        except errors.PullbackError:
+            await asyncio.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

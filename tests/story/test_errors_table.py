@@ -1,0 +1,459 @@
+"""What goes wrong for users: every line of the table in docs/exit-codes.md, made to happen by the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kit
+from pullback import repo, state
+from pullback.programs import qemu
+
+PAGE = Path(__file__).parents[2] / "docs" / "exit-codes.md"
+Done = subprocess.CompletedProcess[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table."""
+
+    what: str
+    sentence: str
+    hint: str
+    exit: int
+
+
+def rows() -> list[Row]:
+    """The lines of the tables in the section "What goes wrong"."""
+    section = PAGE.read_text(encoding="utf-8").partition("## What goes wrong")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ") and "| ---" not in line]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [Row(what, said, hint, int(code)) for what, said, hint, code in cells if code != "exit"]
+
+
+class World:
+    """A running machine with two restore points in a repository, and what else the cases need."""
+
+    def __init__(self, directory: Path, make: kit.MakeBox) -> None:
+        self.directory = directory
+        self.make = make
+        self.state = directory / "state"
+        self.box = make()
+        self.repository = directory / "repo"
+        for value in (1, 2):
+            self.box.write("vda", value, 0, 1 << 20)
+            assert self.backup().returncode == 0
+        self.made = 0
+
+    def fresh(self, name: str) -> Path:
+        """A path that nobody used."""
+        self.made += 1
+        return self.directory / f"{self.made}-{name}"
+
+    def run(self, *words: object, **options: Any) -> Done:
+        """The command line."""
+        return kit.run_cli(*words, state=self.state, **options)
+
+    def backup(self, *words: object, machine: object = None, repository: Path | None = None) -> Done:
+        """A backup of the machine."""
+        where = repository or self.repository
+        return self.run("backup", machine or f"qmp:{self.box.qmp}", "-r", f"dir:{where}", *words)
+
+    def restore(self, *words: object, repository: Path | None = None) -> Done:
+        """A restore from the repository."""
+        return self.run("restore", "-r", f"dir:{repository or self.repository}", "--to", self.fresh("out"), *words)
+
+    def list(self, repository: Path, *words: object) -> Done:
+        """A listing."""
+        return self.run("list", "-r", f"dir:{repository}", *words)
+
+    def copy(self) -> Path:
+        """A copy of the repository, to be spoilt."""
+        return Path(shutil.copytree(self.repository, self.fresh("copy")))
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """The world, made once."""
+    with tempfile.TemporaryDirectory(prefix="pb-") as directory, kit.boxes(Path(directory)) as make:
+        yield World(Path(directory), make)
+
+
+Said = tuple[Done, dict[str, object]]
+CASES: dict[str, Callable[[World], Said]] = {}
+
+
+def case(what: str) -> Callable[[Callable[[World], Said]], Callable[[World], Said]]:
+    """The function makes that line of the table happen; it gives the outcome, and what its capitals stand for."""
+
+    def keep(function: Callable[[World], Said]) -> Callable[[World], Said]:
+        CASES[what] = function
+        return function
+
+    return keep
+
+
+# -- reaching the machine --------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def listening(path: Path, greeting: bytes) -> Iterator[None]:
+    """A server that says one thing to whoever comes, and hangs up if that is nothing."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen(4)
+        held = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    client.sendall(greeting)
+                    if greeting:
+                        held.append(client)
+                    else:
+                        client.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(5)
+            for client in held:
+                client.close()
+
+
+@case("No socket at that path")
+def _(world: World) -> Said:
+    path = world.fresh("no.sock")
+    return world.backup(machine=f"qmp:{path}"), {"SOCKET": path}
+
+
+@case("Nothing listens at the socket (the machine is off)")
+def _(world: World) -> Said:
+    path = world.fresh("old.sock")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    return world.backup(machine=f"qmp:{path}"), {"SOCKET": path}
+
+
+@case("The socket of another program")
+def _(world: World) -> Said:
+    path = world.fresh("mail.sock")
+    with listening(path, b"220 mail.example.org ESMTP\r\n"):
+        return world.backup(machine=f"qmp:{path}"), {"SOCKET": path}
+
+
+@case("A socket whose program hangs up at once")
+def _(world: World) -> Said:
+    path = world.fresh("shy.sock")
+    with listening(path, b""):
+        return world.backup(machine=f"qmp:{path}"), {"SOCKET": path}
+
+
+@case("The socket of `-monitor`, for people")
+def _(world: World) -> Said:
+    return world.backup(machine=f"qmp:{world.box.hmp}"), {"SOCKET": world.box.hmp}
+
+
+@case("A monitor that another client holds")
+def _(world: World) -> Said:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(world.box.qmp))
+        assert b"QMP" in other.recv(4096)
+        return world.backup(), {"SOCKET": world.box.qmp}
+
+
+@contextlib.contextmanager
+def forbidden(path: Path) -> Iterator[None]:
+    """Nobody may use the path, unless he has root's capability to pass over that."""
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        yield
+    finally:
+        path.chmod(mode)
+
+
+def without_privilege(world: World, *words: object) -> Done:
+    """The command line without root's capability to pass over permissions."""
+    lost = "-dac_override,-dac_read_search"
+    drop = ["setpriv", "--bounding-set", lost, "--inh-caps", lost] if os.geteuid() == 0 else []
+    line = [*drop, sys.executable, "-m", "pullback.cli.main", *map(str, words)]
+    environment = os.environ | {"PULLBACK_STATE_DIR": str(world.fresh("state"))}
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env=environment)
+
+
+@case("A monitor of another user")
+def _(world: World) -> Said:
+    with forbidden(world.box.qmp):
+        return without_privilege(world, "info", f"qmp:{world.box.qmp}"), {"SOCKET": world.box.qmp}
+
+
+@case("A machine that libvirt manages")
+def _(world: World) -> Said:
+    disk = qemu.Disk(id="vda", path=Path("a.qcow2"), node="libvirt-1-format")
+    box = world.make(disk, name="managed")
+    return world.backup(machine=f"qmp:{box.qmp}"), {"SOCKET": box.qmp}
+
+
+@case("QEMU without `-name` and `-uuid`")
+def _(world: World) -> Said:
+    box = world.make(name=None)
+    return world.backup(machine=f"qmp:{box.qmp}"), {"SOCKET": box.qmp}
+
+
+@case("A second pullback on the same machine")
+def _(world: World) -> Said:
+    with state.lock(
+        state.directories(world.state), f"socket {world.box.qmp}", command="backup to /srv/backup", title="it"
+    ):
+        facts = {"COMMAND": "backup to /srv/backup", "NUMBER": os.getpid(), "TIME": re.compile(r"[-0-9T:]+Z")}
+        return world.backup(), {"SOCKET": world.box.qmp, **facts}
+
+
+# -- the machine, its disks, and scratch -----------------------------------------------------
+
+
+@case("A machine named without `qmp:`")
+def _(world: World) -> Said:
+    return world.backup(machine="web01"), {}
+
+
+@case("A disk that the machine does not have")
+def _(world: World) -> Said:
+    return world.backup("--disk", "vdz"), {"DISKS": "vda, vdb"}
+
+
+@case("Every disk excluded")
+def _(world: World) -> Said:
+    return world.backup("-x", "vda", "-x", "vdb"), {}
+
+
+@case("Another program uses QEMU's NBD server")
+def _(world: World) -> Said:
+    path = world.fresh("nbd.sock")
+    world.box.command("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(path)}}})
+    try:
+        return world.backup(), {}
+    finally:
+        world.box.command("nbd-server-stop")
+
+
+@case("Another job runs on a disk")
+def _(world: World) -> Said:
+    arguments = {"driver": "null-co", "node-name": "sink", "size": kit.SIZE}
+    world.box.command("blockdev-add", arguments)
+    mirror: dict[str, object] = {"job-id": "theirs", "device": "vda-format", "target": "sink", "sync": "full"}
+    world.box.command("blockdev-mirror", mirror)
+    try:
+        return world.backup(), {"JOB": "theirs"}
+    finally:
+        world.box.command("block-job-cancel", {"device": "theirs"})
+        _eventually_gone(world, "sink")
+
+
+def _eventually_gone(world: World, node: str) -> None:
+    for _ in range(100):
+        if not world.box.command("query-jobs"):
+            break
+    world.box.command("blockdev-del", {"node-name": node})
+
+
+@case("Scratch on a file system that is not local")
+def _(world: World) -> Said:
+    return world.backup("--scratch", "/proc"), {"DIR": "/proc"}
+
+
+@contextlib.contextmanager
+def small_file_system(world: World) -> Iterator[Path]:
+    """A tmpfs of 4 MiB."""
+    path = world.fresh("small")
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", path], check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+@case("Scratch with too little room")
+def _(world: World) -> Said:
+    with small_file_system(world) as path:
+        return world.backup("--scratch", path), {"DIR": path, "FREE": "4.00 MiB"}
+
+
+# -- the repository --------------------------------------------------------------------------
+
+
+@case("A repository named without `dir:`")
+def _(world: World) -> Said:
+    return world.run("list", "-r", "/srv/backup"), {}
+
+
+@case("A directory with something else in it")
+def _(world: World) -> Said:
+    path = world.fresh("photos")
+    path.mkdir()
+    (path / "holiday.jpg").touch()
+    return world.backup(repository=path), {"DIR": path}
+
+
+@case("The directory above is not there")
+def _(world: World) -> Said:
+    path = world.fresh("unmounted")
+    return world.backup(repository=path / "repo"), {"DIR": path}
+
+
+@case("No repository at that place")
+def _(world: World) -> Said:
+    path = world.fresh("nothing")
+    return world.list(path), {"DIR": path}
+
+
+@case("A repository of a later Pullback")
+def _(world: World) -> Said:
+    path = world.copy()
+    marker = path / "pullback.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"format": 99}))
+    return world.list(path), {"DIR": path}
+
+
+@case("A repository of another user")
+def _(world: World) -> Said:
+    path = world.copy()
+    with forbidden(path):
+        return without_privilege(world, "list", "-r", f"dir:{path}"), {"DIR": path}
+
+
+@case("A repository without restore points")
+def _(world: World) -> Said:
+    path = world.fresh("empty")
+    repo.create_or_open(path)
+    return world.list(path), {"DIR": path}
+
+
+@case("A machine without restore points")
+def _(world: World) -> Said:
+    return world.list(world.repository, "--machine", "db01"), {"DIR": world.repository}
+
+
+@case("The repository's file system is full")
+def _(world: World) -> Said:
+    world.box.write("vdb", 3, 0, 6 << 20)
+    with small_file_system(world) as path:
+        return world.backup(repository=path / "repo"), {"FILE": re.compile(rf"{path}/repo/\S+")}
+
+
+# -- restore points, and where they go -------------------------------------------------------
+
+
+@case("An id or date that fits no point")
+def _(world: World) -> Said:
+    return world.restore("1999-12-31"), {"DIR": world.repository}
+
+
+@case("The start of several ids")
+def _(world: World) -> Said:
+    return world.restore("2"), {"IDS": re.compile(r"2\d+T\d+Z-\w+(, 2\d+T\d+Z-\w+)+")}
+
+
+@case("`latest`, with several machines in the repository")
+def _(world: World) -> Said:
+    path = world.copy()
+    assert world.backup("--name", "db01", repository=path).returncode == 0
+    return world.restore(repository=path), {}
+
+
+_ID = re.compile(r"\d+T\d+Z-[0-9a-f]{8}")
+
+
+@case("A disk that the restore point does not have")
+def _(world: World) -> Said:
+    return world.restore("--disk", "vdz"), {"ID": _ID}
+
+
+@case("A format that cannot be written")
+def _(world: World) -> Said:
+    return world.restore("--format", "vmdk"), {}
+
+
+@case("A file where the disk would be restored to")
+def _(world: World) -> Said:
+    path = world.fresh("there")
+    path.mkdir()
+    (path / "vda.raw").touch()
+    return world.restore("--to", path), {"FILE": path / "vda.raw"}
+
+
+@case("`--to` below a file")
+def _(world: World) -> Said:
+    path = world.fresh("file")
+    path.touch()
+    return world.restore("--to", path / "out"), {"DIR": path / "out"}
+
+
+@case("No room for the restored disk")
+def _(world: World) -> Said:
+    world.box.write("vdb", 4, 0, 6 << 20)
+    path = world.fresh("big")
+    assert world.backup(repository=path).returncode == 0
+    with small_file_system(world) as small:
+        done = world.restore("--disk", "vdb", "--to", small, repository=path)
+        assert list(small.iterdir()) == []
+        return done, {"FILE": small / "vdb.raw"}
+
+
+@case("A restore point that is damaged")
+def _(world: World) -> Said:
+    path = world.copy()
+    image = max(path.rglob("vda.qcow2"))
+    data = bytearray(image.read_bytes())
+    data[-100] ^= 1
+    image.write_bytes(data)
+    assert world.run("verify", "-r", f"dir:{path}").returncode == 13
+    return world.restore(repository=path), {"ID": _ID, "PROBLEM": re.compile(r"disk vda: the \d+ bytes at .*stored")}
+
+
+# -- the table -------------------------------------------------------------------------------
+
+
+def pattern(text: str, capitals: dict[str, object]) -> str:
+    """A regular expression for a text of the table, its words in capitals replaced."""
+    made = re.escape(text)
+    for word, meaning in capitals.items():
+        wanted = meaning.pattern if isinstance(meaning, re.Pattern) else re.escape(str(meaning))
+        made = re.sub(rf"\b{word}\b", lambda _, wanted=wanted: wanted, made)  # type: ignore[misc]
+    return made
+
+
+def test_every_line_is_tried() -> None:
+    assert [row.what for row in rows()] == list(CASES)
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.what)
+def test_what_goes_wrong_is_said_as_the_table_says(world: World, row: Row) -> None:
+    done, capitals = CASES[row.what](world)
+    said = [line for line in done.stderr.splitlines() if line.startswith(("pullback: ", "  hint: ", "Traceback"))]
+    wanted = [f"pullback: {row.sentence}", f"  hint: {row.hint}"][: 2 if row.hint else 1]
+    assert done.returncode == row.exit, done.stderr
+    assert len(said) == len(wanted), done.stderr
+    for line, text in zip(said, wanted, strict=True):
+        assert re.fullmatch(pattern(text, capitals), line), f"{line!r} is not {text!r}"
