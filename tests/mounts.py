@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,14 +36,18 @@ def empty(directory: Path) -> None:
     (directory / _FILLER).unlink()
 
 
-@contextlib.contextmanager
-def frozen(directory: Path) -> Iterator[None]:
-    """Every write in the file system waits while the block runs."""
+def freeze(directory: Path) -> None:
+    """From now on every write in the file system waits."""
     _run("fsfreeze", "-f", directory)
+
+
+@contextlib.contextmanager
+def thawed_at_the_end(directory: Path) -> Iterator[None]:
+    """The file system may be frozen in the block; nothing could end while it is."""
     try:
         yield
     finally:
-        _run("fsfreeze", "-u", directory)
+        subprocess.run(["fsfreeze", "-u", str(directory)], check=False, capture_output=True, timeout=_SECONDS)
 
 
 class Mount:
@@ -75,11 +80,23 @@ class Mount:
         self._stack.callback(_run, "umount", "-l", point)
         return point
 
-    def fuse(self) -> Path:
-        """A file system that depends on a user process (any type that is not local will do)."""
+    @contextlib.contextmanager
+    def fuse(self) -> Iterator[Path]:
+        """A file system that depends on a user process, as all that are not local do in the end."""
         point = self._point(f"fuse-{len(os.listdir(self._directory))}")
-        _run("nbdfuse", "-r", point, "--command", "nbdkit", "-s", "memory", "1M", "--exit-with-parent")
-        return point
+        server = subprocess.Popen(
+            ["nbdfuse", str(point), "--command", "nbdkit", "-s", "memory", "1M"], stderr=subprocess.DEVNULL
+        )
+        try:
+            deadline = time.monotonic() + _SECONDS
+            while not point.is_mount():
+                assert time.monotonic() < deadline, "nbdfuse does not mount"
+                time.sleep(0.01)
+            yield point
+        finally:
+            subprocess.run(["umount", "-l", str(point)], check=False, capture_output=True, timeout=_SECONDS)
+            server.kill()
+            server.wait(_SECONDS)
 
 
 @contextlib.contextmanager

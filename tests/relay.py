@@ -15,7 +15,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,9 +120,9 @@ class _Pair:
     def commands(self) -> None:
         """From the client to QEMU."""
         number = 0
-        with contextlib.suppress(OSError), self._client.makefile("rb") as lines:
-            for line in lines:
-                message = json.loads(line)
+        with contextlib.suppress(OSError):
+            for message in _documents(self._client):
+                line = json.dumps(message).encode() + b"\n"
                 if not self._counted or message.get("execute") == "qmp_capabilities":
                     self._upstream.sendall(line)
                     continue
@@ -165,3 +165,17 @@ class _Pair:
         for end in (self._client, self._upstream):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+def _documents(stream: socket.socket) -> Iterator[Message]:
+    """JSON objects one after the other: a client need not end them with a line."""
+    decoder, text = json.JSONDecoder(), ""
+    while part := stream.recv(65536):
+        text += part.decode()
+        while text := text.lstrip():
+            try:
+                message, end = decoder.raw_decode(text)
+            except ValueError:
+                break
+            text = text[end:]
+            yield message

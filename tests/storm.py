@@ -104,7 +104,7 @@ class Storm:
         _until_prompt(monitor)
 
     def matches(self, content: Mapping[str, bytes], first: int, last: int) -> list[int]:
-        """After which numbers of operations, `first` to `last`, the disks were `content`, all of those given at once."""
+        """After which numbers of operations, `first` to `last`, all disks given were `content` at once."""
         model = {disk: bytearray(data) for disk, data in self._before.items()}
         found = []
         for number, operation in enumerate([*self._operations[:last], None]):

@@ -219,26 +219,24 @@ def load_job(path: Path) -> Job | None:
         content: Any = json.loads(path.read_bytes())
         known = {item.name for item in fields(Record)}
         record = Record(**{key: value for key, value in content.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
     return Job(path, record) if _plausible(record) else None
 
 
 def _plausible(record: Record) -> bool:
     """Records are read by root and name files to be removed: take none that was tampered with."""
-    texts = [record.job, record.socket, record.machine, record.runtime, *_strings(record.scratch)]
+    texts = [record.job, record.socket, record.machine, record.command, record.started, record.qemu, record.runtime]
     return (
-        all(isinstance(text, str) for text in texts)
+        isinstance(record.scratch, list)
+        and all(isinstance(text, str) for text in (*texts, *record.scratch, record.nbd_server or ""))
+        and isinstance(record.pid, int)
         and isinstance(record.paused_by_us, bool)
         and len(record.job) == 8
         and set(record.job) <= set("0123456789abcdef")
-        and all(f"pullback-{record.job}-" in Path(path).name for path in _strings(record.scratch))
+        and all(f"pullback-{record.job}-" in Path(path).name for path in record.scratch)
         and (not record.runtime or Path(record.runtime).name == record.job)
     )
-
-
-def _strings(value: object) -> list[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def jobs_of(directories: Directories, *, socket: Path, machine: str) -> list[Job]:

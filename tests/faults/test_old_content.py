@@ -143,7 +143,7 @@ def _reads_cross(box: Box) -> bool:
     os.truncate(scratch, len(box.model["vda"]))
     box.write("vda", 0x11, 0, 4 * CLUSTER)
     box.command("blockdev-add", {"driver": "file", "node-name": "scr", "filename": str(scratch)})
-    cbw = {"driver": "copy-before-write", "node-name": "cbw", "file": "vda-format", "target": "scr"}
+    cbw: dict[str, object] = {"driver": "copy-before-write", "node-name": "cbw", "file": "vda-format", "target": "scr"}
     box.command("blockdev-add", cbw)
     box.command("qom-set", {"path": device(box, "vda"), "property": "drive", "value": "cbw"})
     box.command("blockdev-add", {"driver": "snapshot-access", "node-name": "snap", "file": "cbw"})

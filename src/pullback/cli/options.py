@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 Machine = Annotated[
-    str, typer.Argument(metavar="MACHINE", help="A QEMU process by its QMP socket: qmp:/run/web01.sock")
+    str, typer.Argument(metavar="MACHINE", help="A QEMU process, by its QMP socket (qmp:/run/web01.sock).")
 ]
 Point = Annotated[
     str,
@@ -24,7 +24,7 @@ Repository = Annotated[
         "-r",
         metavar="REPO",
         envvar="PULLBACK_REPOSITORY",
-        help="Where restore points are kept: dir:/path",
+        help="Where restore points are kept (dir:/path).",
     ),
 ]
 MachineName = Annotated[
@@ -49,5 +49,5 @@ StateDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress and no summary.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Where an error came from, too.")]

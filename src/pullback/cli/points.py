@@ -76,7 +76,7 @@ def _table(found: flow_listing.Machine) -> list[str]:
 
 def restore(
     repository: options.Repository,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Directory for the disks: DIR/vda.raw …")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Directory for the disks (DIR/vda.raw …).")],
     point: options.Point = "latest",
     disk: options.Disks = None,
     format: Annotated[str, typer.Option(metavar="raw|qcow2", help="What the disks are written as.")] = "raw",

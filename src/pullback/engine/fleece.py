@@ -101,6 +101,8 @@ async def freeze(context: Context) -> Cut:
     """
     parts = await _choose(context)
     _own_runtime(context)
+    await _require_exports(context, parts)
+    await scratch.require_answer(context.request.scratch)
     for part in parts:
         await _prepare(context, part)
     while True:
@@ -379,15 +381,18 @@ async def _add_snapshot(context: Context, part: Part) -> None:
 # -- exports ---------------------------------------------------------------------------------
 
 
-async def _export(context: Context, parts: list[Part]) -> tuple[Frozen, ...]:
-    if any(_over_nbd(context, part) or part.request.since for part in parts):
-        await _server(context)
-    return tuple([await _export_part(context, part) for part in parts])
-
-
-async def _server(context: Context) -> None:
-    if context.request.nbd_server is None:
+async def _require_exports(context: Context, parts: list[Part]) -> None:
+    """Everything that can hinder exporting is found out before the machine is touched."""
+    for part in parts:
+        if not _over_nbd(context, part):
+            _require_fuse(context, part.disk)
+    needs_server = any(_over_nbd(context, part) or part.request.since for part in parts)
+    if needs_server and context.request.nbd_server is None:
         await exports.start_server(context.monitor, context.job, _socket(context))
+
+
+async def _export(context: Context, parts: list[Part]) -> tuple[Frozen, ...]:
+    return tuple([await _export_part(context, part) for part in parts])
 
 
 def _socket(context: Context) -> Path:
@@ -450,7 +455,6 @@ async def _export_fuse(context: Context, part: Part) -> Export:
     NBD from a null node in the main loop, into which the bitmap is merged.
     """
     monitor, names, disk = context.monitor, part.names, part.disk
-    _require_fuse(context, disk)
     filtered = part.fleecing is Fleecing.FILTER
     data, allocation = (context.runtime / f"{disk.target}.{what}" for what in ("data", "disk"))
     node = names.snapshot if filtered else names.scratch

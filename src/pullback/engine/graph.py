@@ -101,8 +101,9 @@ class Graph:
 
     def below_filters(self, root: str) -> str:
         """The format node under a device's root."""
-        node = root
-        while (known := self.nodes.get(node)) is not None and known.driver in _FILTERS:
+        node, seen = root, set[str]()
+        while (known := self.nodes.get(node)) is not None and known.driver in _FILTERS and node not in seen:
+            seen.add(node)  # no reply may make us go round for ever
             below = self.child(node, "file") or self.child(node, "backing")
             if below is None:
                 break

@@ -32,6 +32,9 @@ from pullback import errors, state
 SILENCE_SECONDS = 1.0
 _BEAT_SECONDS = 0.2
 _START_SECONDS = 20.0
+_END_SECONDS = 5.0
+#: So long does a guard try to rescue.
+RESCUE_SECONDS = 60.0
 ARM, BEAT, DISARM, QUIT = b"A", b".", b"D", b"Q"
 _PROCESS = "pullback.engine.rescue"
 
@@ -39,14 +42,22 @@ _PROCESS = "pullback.engine.rescue"
 class Guard:
     """Our end of the pipe. Made by `guarding`."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, job: state.Job) -> None:
+        self._job = job
+        self._process: asyncio.subprocess.Process | None = None
         self._beats: asyncio.Task[None] | None = None
 
-    @property
-    def pid(self) -> int:
-        """The guard's process id."""
-        return self._process.pid
+    async def start(self) -> None:
+        """Start the process, unless it lives: nothing may be paused without one (somebody may have killed it)."""
+        if self._process is not None:
+            if self._process.returncode is None:
+                return
+            await _end(self._process, _END_SECONDS)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", _PROCESS, str(self._job.path), str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        await _ready(self._process)
 
     def arm(self) -> None:
         """A pause begins: from now on silence counts as death."""
@@ -58,7 +69,8 @@ class Guard:
         if self._beats is not None:
             self._beats.cancel()
             self._beats = None
-        self._send(DISARM)
+        with suppress(errors.CannotWrite):  # a guard that died needs not be told
+            self._send(DISARM)
 
     async def _beat(self) -> None:
         while True:
@@ -66,29 +78,33 @@ class Guard:
             self._send(BEAT)
 
     def _send(self, message: bytes) -> None:
-        pipe = self._process.stdin
-        if pipe is None or pipe.is_closing() or self._process.returncode is not None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdin.is_closing() or process.returncode is not None:
             raise errors.CannotWrite(path="the guard's pipe", reason="the guard process ended")
-        pipe.write(message)
+        process.stdin.write(message)
+
+    async def end(self) -> None:
+        """Send it home. If the machine still stands still by our doing, it tries to continue it first."""
+        self.disarm()
+        if self._process is None:
+            return
+        if self._job.record.paused_by_us:  # the pipe just ends, and the guard acts in our place
+            await _end(self._process, RESCUE_SECONDS)
+            return
+        with suppress(errors.CannotWrite):
+            self._send(QUIT)
+        await _end(self._process, _END_SECONDS)
 
 
 @asynccontextmanager
 async def guarding(job: state.Job) -> AsyncIterator[Guard]:
     """A guard over `job` while the block runs."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", _PROCESS, str(job.path), str(os.getpid()),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    guard = Guard(process)
+    guard = Guard(job)
     try:
-        await _ready(process)
+        await guard.start()
         yield guard
     finally:
-        with suppress(errors.CannotWrite):
-            guard.disarm()
-            if not job.record.paused_by_us:  # else the pipe just ends, and the guard tries in our place
-                guard._send(QUIT)
-        await _end(process)
+        await guard.end()
 
 
 async def _ready(process: asyncio.subprocess.Process) -> None:
@@ -102,11 +118,11 @@ async def _ready(process: asyncio.subprocess.Process) -> None:
         raise errors.ProgramFailed(program="the guard process", status="no start", message="it did not get ready")
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, seconds: float) -> None:
     if process.stdin is not None:
         process.stdin.close()
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(seconds):
             await process.wait()
     except TimeoutError:
         process.kill()

@@ -23,6 +23,7 @@ _RUNNING = "running"
 _MOVING = {"inmigrate", "postmigrate", "finish-migrate", "save-vm", "restore-vm", "colo"}
 #: A machine that flushes slow disks may take long to stop; beyond this we let it go.
 _STOP_SECONDS = 10.0
+_CONTINUE_ATTEMPTS, _CONTINUE_SECONDS = 5, 0.1
 
 
 @dataclass(slots=True)
@@ -58,16 +59,17 @@ async def paused(monitor: Monitor, job: state.Job, guard: Guard) -> AsyncIterato
     if await run_state(monitor) != _RUNNING:
         yield Pause(was_paused=True)
         return
+    await guard.start()
     job.record.paused_by_us = True
     job.save()
-    guard.arm()
     pause = Pause(was_paused=False)
     begun = time.monotonic()
     try:
+        guard.arm()
         await _stop(monitor)
         yield pause
     finally:
-        await _continue(monitor)
+        await _release(monitor)
         pause.seconds = time.monotonic() - begun
         guard.disarm()
         job.record.paused_by_us = False
@@ -81,10 +83,26 @@ async def _stop(monitor: Monitor) -> None:
         raise errors.RefusedError(command="stop", reason=f"the machine is {status} instead of paused")
 
 
+async def _release(monitor: Monitor) -> None:
+    """Continue the machine; if that cannot be done on this connection, make room for the guard's."""
+    try:
+        await _continue(monitor)
+    except BaseException:
+        monitor.close_now()
+        raise
+
+
 async def _continue(monitor: Monitor) -> None:
-    """Continue, if the machine is still as `stop` left it."""
-    if await run_state(monitor) == "paused":
-        await monitor.execute("cont")
+    """Continue, if the machine is still as `stop` left it. What refuses it may pass (a lock on an image)."""
+    for attempt in range(1, _CONTINUE_ATTEMPTS + 1):
+        try:
+            if await run_state(monitor) == "paused":
+                await monitor.execute("cont")
+            return
+        except errors.RefusedError:
+            if attempt == _CONTINUE_ATTEMPTS:
+                raise
+            await asyncio.sleep(_CONTINUE_SECONDS)
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:

@@ -168,7 +168,7 @@ class QemuMachine:
             command=self._command,
             qemu=self._qmp.process,
         )
-        async with guard.guarding(job) as watcher:
+        async with _guarded(job) as watcher:
             context = fleece.Context(monitor=self._qmp, capabilities=self.can, job=job, guard=watcher, request=request)
             made = QemuSnapshot(context)
             try:
@@ -200,6 +200,18 @@ class QemuMachine:
             merge = checkpoints.chain(now.bitmaps).deletion(nonce)
             if merge is not None:
                 await transaction.run(self._qmp, transaction.deletion(now.node, merge))
+
+
+@asynccontextmanager
+async def _guarded(job: state.Job) -> AsyncIterator[guard.Guard]:
+    """A guard over the job while the block runs. Without one nothing was begun, so nothing is recorded."""
+    async with AsyncExitStack() as stack:
+        try:
+            watcher = await stack.enter_async_context(guard.guarding(job))
+        except BaseException:
+            recovery.forget(job)
+            raise
+        yield watcher
 
 
 def _require_private(socket: Path) -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 from pullback import errors, state
 from pullback.engine import guard
 
-_RESCUE_SECONDS = 60.0
-
 
 def main(path: Path, parent: int) -> None:
     """Watch `parent` over standard input; rescue its machine if it dies."""
@@ -49,7 +47,7 @@ async def _rescue(job: state.Job) -> None:
     """Continue the machine if we paused it, then remove what the job left."""
     from pullback.engine import recovery  # here: the guard must be ready soon, and seldom needs it
 
-    deadline = asyncio.get_running_loop().time() + _RESCUE_SECONDS
+    deadline = asyncio.get_running_loop().time() + guard.RESCUE_SECONDS
     while asyncio.get_running_loop().time() < deadline:
         try:
             await recovery.recover(job)

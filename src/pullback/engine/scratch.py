@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import threading
+import secrets
+import subprocess
+import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from pullback import errors, units
@@ -24,8 +25,13 @@ from pullback.programs import qemu_img
 COPY_TIMEOUT = 5
 #: Scratch that does not answer a small write within this is taken for hanging.
 ANSWER_SECONDS = 5.0
+_TOUCH = 'umask 077; echo > "$1" && sync "$1"; rm -f "$1"'
+#: Children that hang are kept: they cannot be waited for, and are nobody's errors.
+_hanging: list[subprocess.Popen[bytes]] = []
 _MINIMUM_FREE = units.GiB
 _WATCH_SECONDS = 0.5
+#: So often is a running job's scratch asked for an answer.
+_ASK_SECONDS = 5.0
 #: File systems whose writes do not depend on another machine or on a user process.
 _LOCAL = {
     "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs", "reiserfs", "tmpfs", "xfs", "zfs",
@@ -81,10 +87,18 @@ def file_system(path: Path) -> str:
 
 
 async def watch(directory: Path, disks: Iterable[Disk]) -> None:
-    """Run until less than `needed` is free, then raise `ScratchSpace`. Cancelled by its owner."""
+    """Run until less than `needed` is free (`ScratchSpace`) or the file system hangs (`ScratchUnsuitable`).
+
+    Cancelled by its owner. A hang is asked for, because a discard that hangs would not be noticed
+    before its own deadline, which is meant for slow disks.
+    """
     wanted = needed(disks)
+    asked = time.monotonic()
     while True:
         room(directory, wanted)
+        if time.monotonic() - asked >= _ASK_SECONDS:
+            await require_answer(directory)
+            asked = time.monotonic()
         await asyncio.sleep(_WATCH_SECONDS)
 
 
@@ -118,38 +132,30 @@ def _reserve(descriptor: int, directory: Path, disk: Disk) -> bool:
     return bool(libc.fallocate(descriptor, _FALLOC_KEEP_SIZE, 0, length) == 0)
 
 
-async def answers(directory: Path, seconds: float = ANSWER_SECONDS) -> bool:
-    """Does the file system of scratch still answer? Our own small write and sync, under a deadline.
+async def answers(directory: Path, seconds: float | None = None) -> bool:
+    """Does the file system of scratch still answer? A small write and sync of a child's, under a deadline.
 
     An error is an answer too. Asked before draining commands: QEMU would wait in them for ever,
-    with its main lock held, for a scratch that hangs.
+    with its main lock held, for a scratch that hangs. A child, because a write that hangs cannot be
+    killed, and no process ends before all its threads do; it removes its file when the hang ends.
     """
     if not directory.is_dir():
         return True  # nothing of ours can hang there
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def attempt() -> None:
-        with suppress(OSError):
-            _touch(directory)
-        with suppress(RuntimeError):  # the loop may be gone when a hang ends
-            loop.call_soon_threadsafe(done.set)
-
-    threading.Thread(target=attempt, name="scratch-answers", daemon=True).start()
-    try:
-        async with asyncio.timeout(seconds):
-            await done.wait()
-    except TimeoutError:
-        return False
+    path = directory / f".pullback-answer-{os.getpid()}-{secrets.token_hex(4)}"
+    child = subprocess.Popen(
+        ["/bin/sh", "-c", _TOUCH, "sh", path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True, env={"PATH": os.defpath},
+    )  # fmt: skip
+    deadline = time.monotonic() + (ANSWER_SECONDS if seconds is None else seconds)
+    while child.poll() is None:
+        if time.monotonic() > deadline:
+            _hanging.append(child)
+            return False
+        await asyncio.sleep(0.002)
     return True
 
 
-def _touch(directory: Path) -> None:
-    path = directory / f".pullback-answer-{os.getpid()}"
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        path.unlink()
-        os.write(descriptor, b"?")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+async def require_answer(directory: Path) -> None:
+    """Raise `ScratchUnsuitable` if the file system hangs: making an image there would hang us too."""
+    if not await answers(directory):
+        raise errors.ScratchUnsuitable(path=str(directory), reason="its file system does not answer")

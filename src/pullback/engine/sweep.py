@@ -3,7 +3,7 @@
 The same code ends a good job, undoes half a failed one, and clears up after a death: it asks QEMU
 what is there instead of remembering it.
 
-    exports → NBD server (ours, unused) → backup jobs → snapshot nodes → filters out of the
+    (scratch answers?) → exports → NBD server (ours, unused) → backup jobs → snapshot nodes → filters out of the
     devices' way → filter nodes, scratch nodes, map nodes → temporary bitmaps → files
 """
 
@@ -36,9 +36,9 @@ async def sweep(monitor: Monitor, job: state.Job, *, still: Stillness) -> None:
     filter stays then (the guest lives on with it), and a later run tries again.
     """
     ours = names.prefix(job.record.job)
+    await _prove_scratch(job)
     await exports.remove(monitor, ours)
     await exports.stop_server(monitor, job)
-    await _prove_scratch(job)
     await jobs.end(monitor, ours)
     await _remove_nodes(monitor, job, "snap")
     await _take_out_filters(monitor, job, still)
@@ -49,7 +49,10 @@ async def sweep(monitor: Monitor, job: state.Job, *, still: Stillness) -> None:
 
 
 async def _prove_scratch(job: state.Job) -> None:
-    """No draining command before scratch has proved that it answers (qom-set would hang QEMU)."""
+    """No draining command before scratch has proved that it answers (qom-set would hang QEMU).
+
+    Not even the end of an export: QEMU drains what was exported once its last client has left.
+    """
     for directory in {str(Path(path).parent) for path in job.record.scratch}:
         if not await scratch.answers(Path(directory)):
             raise errors.CleanupIncomplete(what="the snapshot", reason=f"scratch in {directory} does not answer")

@@ -247,7 +247,10 @@ class _Backup:
             source = stack.enter_context(FrozenEndpoint(frozen.export, name=_source_name(frozen), cancel=self._cancel))
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pullback-")))
             graph = self._pending.graph(target)
-            address = stack.enter_context(qemu_nbd.serve_graph(graph, socket=directory / "image.sock", writable=True))
+            server = qemu_nbd.serve_graph(
+                graph, socket=directory / "image.sock", writable=True, check=self._cancel.check
+            )
+            address = stack.enter_context(server)
             image = NbdEndpoint(address, writable=True, name=str(self._pending.image(target)), cancel=self._cancel)
             destination = stack.enter_context(image)
             copying = _Copying(source, destination, hashes, plan, frozen, self._progress, self._cancel)

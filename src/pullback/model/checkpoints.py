@@ -60,8 +60,9 @@ def parse(bitmap: str) -> Mark | None:
     match = _BITMAP.fullmatch(bitmap)
     if match is None or len(bitmap.encode()) > NAME_LIMIT or not _CHECKPOINT.fullmatch(match[4]):
         return None
-    first, last = int(match[1]), int(match[2])
-    return Mark(name=match[4], nonce=match[3], first=first, last=last) if first <= last < _STEP_LIMIT else None
+    mark = Mark(name=match[4], nonce=match[3], first=int(match[1]), last=int(match[2]))
+    # Not by another spelling of a number either: a mark must give the bitmap's name back.
+    return mark if mark.first <= mark.last < _STEP_LIMIT and mark.bitmap == bitmap else None
 
 
 def check_name(name: str) -> str:

@@ -13,7 +13,8 @@ import signal
 import socket as sockets
 import stat
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def serve_graph(
     bitmaps: Sequence[str] = (),
     shared: int = SHARED,
     cache: str = "writeback",
+    check: Callable[[], None] | None = None,
 ) -> Iterator[NbdAddress]:
     """Serve a block graph (`BlockdevOptions` of QAPI) while the block runs: nothing in it is probed.
 
@@ -89,15 +91,16 @@ def serve_graph(
 
     At the end the server is told to close the image and awaited. Raises `ProgramFailed` when it
     does not start, or does not close the image well (only where the block itself did not raise).
+    Starting and closing call `check` often: what it raises ends the server at once.
     """
     _prepare(socket)
     argv = _argv(graph, socket, writable, export, bitmaps, shared, cache)
     with process.Child(argv, grace=_ABORT_SECONDS) as child:
         try:
-            child.wait_until(lambda: answers(socket), what="answer on its socket", timeout=START_SECONDS)
+            child.wait_until(lambda: _answers(socket, check), what="answer on its socket", timeout=START_SECONDS)
             socket.chmod(0o600)
             yield NbdAddress(socket=socket, export=export)
-            _end(child)
+            _end(child, check)
         finally:
             child.close()
             socket.unlink(missing_ok=True)
@@ -157,10 +160,21 @@ def answers(socket: Path) -> bool:
     return greeting.startswith(_GREETING)
 
 
-def _end(child: process.Child) -> None:
+def _answers(socket: Path, check: Callable[[], None] | None) -> bool:
+    if check is not None:
+        check()
+    return answers(socket)
+
+
+def _end(child: process.Child, check: Callable[[], None] | None) -> None:
     """SIGTERM makes qemu-nbd finish its requests, flush and close the image."""
     child.kill(signal.SIGTERM)
-    code = child.wait(CLOSE_SECONDS)
+    deadline = time.monotonic() + CLOSE_SECONDS
+    while child.returncode is None and time.monotonic() < deadline:
+        if check is not None:
+            check()
+        time.sleep(0.005)
+    code = child.wait(0.1)
     message = child.message()
     if code != 0 or any(words in message for words in _CLOSING_FAILED):
         raise errors.ProgramFailed(program=child.name, status=f"status {code} at closing the image", message=message)

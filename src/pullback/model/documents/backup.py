@@ -149,7 +149,11 @@ class BackupDocument:
 
 def to_dict(document: BackupDocument) -> dict[str, object]:
     """The document as JSON values; the form stands above."""
-    return plain(document)
+    return {**plain(document), **({"disks": [_disk_dict(disk) for disk in document.disks]} if document.disks else {})}
+
+
+def _disk_dict(disk: BackupDisk) -> dict[str, object]:
+    return plain(disk) if disk.backup else {"name": disk.name, "backup": False}
 
 
 def from_dict(values: object) -> BackupDocument:

@@ -143,7 +143,7 @@ def _seclabels(fields: Fields) -> tuple[SecLabel, ...]:
     found: list[SecLabel] = []
     for item in fields.items("seclabels"):
         label = _seclabel(item)
-        if label.model in {other.model for other in found}:
+        if label.model is not None and label.model in {other.model for other in found}:
             raise item.bad("model", "stands twice")
         found.append(label)
     return tuple(found)

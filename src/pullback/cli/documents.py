@@ -1,0 +1,338 @@
+"""What `--json` prints: one description per document, for docs/commands.md and for the tests."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Kind(enum.StrEnum):
+    """What a value is."""
+
+    TEXT = "string"
+    INTEGER = "integer"
+    NUMBER = "number"
+    FLAG = "true or false"
+    TEXTS = "list of strings"
+    OBJECT = "object"
+    OBJECTS = "list of objects"
+    #: Keys are data: targets, ids.
+    MAP = "object by name"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A member of an object."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    #: Members of the object, or of each object in the list; for a map, one field that describes its values.
+    inside: tuple[Field, ...] = ()
+    #: May be null.
+    optional: bool = False
+    #: A string that is one of these.
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A line of output: an object with these members."""
+
+    title: str
+    fields: tuple[Field, ...]
+
+
+T, I, N, F = Kind.TEXT, Kind.INTEGER, Kind.NUMBER, Kind.FLAG  # noqa: E741
+_TARGET = Field("target", T, "the disk")
+_MACHINE = Field("machine", T, "the machine's name")
+_MODES = ("full", "incremental")
+
+
+def _result(command: str, title: str, *fields: Field) -> Document:
+    head = (
+        Field("type", T, "`result`", words=("result",)),
+        Field("command", T, f"`{command}`", words=(command,)),
+    )
+    return Document(title, (*head, *fields))
+
+
+#: Lines that any command may print before its result, and the one that stands in place of a result.
+COMMON = {
+    "note": Document(
+        "A sentence that the user should read",
+        (Field("type", T, "`note`", words=("note",)), Field("message", T, "the sentence")),
+    ),
+    "progress": Document(
+        "How far a disk is (at most two a second and disk)",
+        (
+            Field("type", T, "`progress`", words=("progress",)),
+            Field("disk", T, "its target"),
+            Field("done", I, "bytes read"),
+            Field("expected", I, "bytes to read at most; 0 if that is not known"),
+            Field("finished", F, "the disk is through"),
+        ),
+    ),
+    "error": Document(
+        "What went wrong, in place of a result",
+        (
+            Field("type", T, "`error`", words=("error",)),
+            Field("code", T, "the stable code, see [exit codes](exit-codes.md)"),
+            Field("message", T, "the sentence"),
+            Field("hint", T, "a remedy", optional=True),
+            Field("facts", Kind.MAP, "the facts in the sentence"),
+            Field("notes", Kind.TEXTS, "what went wrong besides, while cleaning up"),
+            Field("exit_code", I, "the exit code"),
+        ),
+    ),
+}
+
+_MARK = (
+    Field("name", T, "the checkpoint's name"),
+    Field("nonce", T, "16 hex digits, unique"),
+    Field("first", I, "first step that its bitmap covers"),
+    Field("last", I, "last step"),
+)
+_POINT_DISK = (
+    _TARGET,
+    Field("qdev", T, "the device's id or path in QEMU", optional=True),
+    Field("serial", T, "its serial number", optional=True),
+    Field("source", T, "its image file", optional=True),
+    Field("source_format", T, "the format of that file", optional=True),
+    Field("size", I, "bytes that the guest sees"),
+    Field("mode", T, "how it was read", words=_MODES),
+    Field("reason", T, "why it was read whole", optional=True),
+    Field(
+        "parent",
+        Kind.OBJECT,
+        "the disk of a restore point that the image is backed by",
+        (Field("point", T, "the point's id"), _TARGET),
+        optional=True,
+    ),
+    Field("mark", Kind.OBJECT, "the checkpoint made in the same instant", _MARK, optional=True),
+    Field("image", T, "file name of the image"),
+    Field("hashes", T, "file name of its block hashes"),
+    Field("block_size", I, "bytes of a hashed block"),
+    Field("digest", T, "SHA-256 over the SHA-256s of the blocks, hex"),
+    Field("stored", I, "bytes that the image takes"),
+    Field("read", I, "bytes that were read from the machine"),
+)
+_POINT = (
+    Field("id", T, "the restore point's id"),
+    _MACHINE,
+    Field("created", T, "the instant, UTC, ISO 8601"),
+    Field("level", T, "what was asked for", words=("auto", "full")),
+    Field("pullback", T, "version of Pullback"),
+    Field("qemu", T, "version of QEMU"),
+    Field("engine", T, "the fleecing engine, or engines"),
+    Field("pause_us", I, "microseconds that the machine stood still"),
+    Field("checkpoint", T, "name of the checkpoint made with it", optional=True),
+    Field("disks", Kind.OBJECTS, "its disks", _POINT_DISK),
+    Field("notes", Kind.TEXTS, "sentences for people"),
+)
+_BITMAP = (
+    Field("name", T, "its name"),
+    Field("granularity", I, "bytes that one bit stands for"),
+    Field("count", I, "bytes marked"),
+    Field("recording", F, "it notices new writes"),
+    Field("busy", F, "a job or an export uses it"),
+    Field("persistent", F, "it is stored in the image"),
+    Field("inconsistent", F, "it was in use when the machine died, and is worthless"),
+)
+_INFO_DISK = (
+    _TARGET,
+    Field("bus", T, "virtio, scsi, sata, ide, usb, nvme, floppy, sd, firmware or other"),
+    Field("qdev", T, "the device's id or path in QEMU"),
+    Field("serial", T, "its serial number, or empty"),
+    Field("root", T, "the node directly under the device", optional=True),
+    Field("node", T, "the node that holds the bitmaps", optional=True),
+    Field("format", T, "driver of that node"),
+    Field("image", T, "file name of the image"),
+    Field("size", I, "bytes"),
+    Field("read_only", F, "the guest may only read"),
+    Field("removable", F, "a drive with removable media"),
+    Field("iothread", T, "the iothread it lives in", optional=True),
+    Field("bitmaps", Kind.OBJECTS, "all named bitmaps on it", _BITMAP),
+    Field("buried", Kind.TEXTS, "our bitmaps in backing images, where they are of no use"),
+    Field("untrackable", T, "why its changes cannot be tracked", optional=True),
+    Field("left_out", T, "why it is left out unless named", optional=True),
+    Field(
+        "checkpoints",
+        Kind.OBJECTS,
+        "checkpoints on it, oldest first",
+        (*_MARK, Field("dirty", I, "bytes changed in its steps")),
+    ),
+    Field("chain_problem", T, "why its checkpoints are worthless", optional=True),
+)
+_CAPABILITIES = (
+    Field("filter", F, "copy-before-write with break-snapshot"),
+    Field("classic", F, "blockdev-backup in transactions"),
+    Field("classic_breaks_snapshot", F, "the classic engine protects the guest too"),
+    Field("exports", F, "block exports"),
+    Field("fuse", F, "FUSE exports"),
+    Field("graph", F, "the block graph can be asked for"),
+    Field(
+        "defects",
+        Kind.OBJECT,
+        "what this build does wrong",
+        (
+            Field("iothread_nbd_aborts", F, "an NBD client of a disk in an iothread kills it"),
+            Field("snapshot_reads_cross", F, "reads of a snapshot must not cross 64 KiB"),
+            Field("probed", F, "it was tried; if false, the worst is assumed"),
+        ),
+    ),
+)
+
+#: Command -> what it prints at the end if it did not fail.
+RESULTS: dict[str, tuple[Document, ...]] = {
+    "backup": (
+        _result(
+            "backup",
+            "A restore point was made",
+            Field("point", Kind.OBJECT, "the restore point", _POINT),
+            Field("pause_seconds", N, "how long the machine stood still"),
+            Field("was_paused", F, "it was paused already, and was left so"),
+            Field("seconds", N, "time in all"),
+            Field("notes", Kind.TEXTS, "sentences for people"),
+            Field("broken", Kind.TEXTS, "disks whose chain should have continued and did not"),
+        ),
+        _result(
+            "backup",
+            "With `--dry-run`",
+            Field("dry_run", F, "true"),
+            _MACHINE,
+            Field(
+                "disks",
+                Kind.OBJECTS,
+                "what would be read",
+                (
+                    _TARGET,
+                    Field("mode", T, "how", words=_MODES),
+                    Field("reason", T, "why", optional=True),
+                    Field("parent", T, "id of the restore point it would build on", optional=True),
+                    Field("read_at_most", I, "upper bound of the bytes to read"),
+                    Field("size", I, "bytes of the disk"),
+                    Field("broken", F, "its chain should have continued, and would not"),
+                ),
+            ),
+            Field("left_out", Kind.MAP, "disks left out: target to reason"),
+        ),
+    ),
+    "list": (
+        _result(
+            "list",
+            "What a repository holds",
+            Field(
+                "machines",
+                Kind.OBJECTS,
+                "each machine",
+                (
+                    _MACHINE,
+                    Field(
+                        "points",
+                        Kind.OBJECTS,
+                        "restore points, oldest first",
+                        (
+                            Field("id", T, "its id"),
+                            Field("created", T, "the instant, UTC, ISO 8601"),
+                            Field("level", T, "what was asked for", words=("auto", "full")),
+                            Field("stored", I, "bytes that its images take"),
+                            Field(
+                                "disks",
+                                Kind.OBJECTS,
+                                "its disks",
+                                (
+                                    _TARGET,
+                                    Field("size", I, "bytes"),
+                                    Field("mode", T, "how it was read", words=_MODES),
+                                    Field("stored", I, "bytes that the image takes"),
+                                ),
+                            ),
+                        ),
+                    ),
+                    Field(
+                        "damaged",
+                        Kind.OBJECTS,
+                        "restore points that cannot be used",
+                        (Field("id", T, "its id"), Field("problem", T, "what is wrong")),
+                    ),
+                ),
+            ),
+        ),
+    ),
+    "restore": (
+        _result(
+            "restore",
+            "Disks were written",
+            Field("point", T, "the restore point's id"),
+            _MACHINE,
+            Field("created", T, "its instant, UTC, ISO 8601"),
+            Field("seconds", N, "time in all"),
+            Field(
+                "disks",
+                Kind.OBJECTS,
+                "each disk",
+                (
+                    _TARGET,
+                    Field("path", T, "the file"),
+                    Field("size", I, "bytes"),
+                    Field("read", I, "bytes read from the repository"),
+                    Field("digest", T, "the digest that was proven"),
+                ),
+            ),
+        ),
+    ),
+    "verify": (
+        _result(
+            "verify",
+            "What was found (also with damage; the exit code is 13 then)",
+            Field("seconds", N, "time in all"),
+            Field("damaged", I, "how many are damaged"),
+            Field(
+                "disks",
+                Kind.OBJECTS,
+                "each disk of each point",
+                (
+                    _MACHINE,
+                    Field("point", T, "the restore point's id"),
+                    Field("target", T, "the disk; empty if the point as a whole is damaged"),
+                    Field("read", I, "bytes read"),
+                    Field("problem", T, "what is wrong; null if it is proven sound", optional=True),
+                ),
+            ),
+        ),
+    ),
+    "info": (
+        _result(
+            "info",
+            "A machine",
+            _MACHINE,
+            Field("socket", T, "its QMP socket"),
+            Field("status", T, "QEMU's run state: running, paused …"),
+            Field("qemu", T, "QEMU's version"),
+            Field("capabilities", Kind.OBJECT, "what its QEMU can do", _CAPABILITIES),
+            Field("jobs", Kind.MAP, "block jobs that run: id to type"),
+            Field(
+                "exports",
+                Kind.OBJECTS,
+                "block exports that are there",
+                (
+                    Field("id", T, "its id"),
+                    Field("type", T, "nbd, fuse …"),
+                    Field("node-name", T, "the node that it shows"),
+                ),
+            ),
+            Field("cleared", Kind.TEXTS, "ids of dead jobs whose leftovers were removed now"),
+            Field("disks", Kind.OBJECTS, "all block devices", _INFO_DISK),
+        ),
+    ),
+    "untrack": (
+        _result(
+            "untrack",
+            "What was removed",
+            _MACHINE,
+            Field("bitmaps", Kind.MAP, "bitmaps removed: target to names"),
+            Field("jobs", Kind.TEXTS, "ids of dead jobs whose leftovers were removed"),
+        ),
+    ),
+}

@@ -1,0 +1,243 @@
+"""docs/commands.md, made from the command line itself.
+
+    python -m pullback.cli.reference          print it
+    python -m pullback.cli.reference FILE     write it
+
+Arguments and options come from typer, the documents of `--json` from `documents`, and what else is
+to be said about a command stands here.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typer.models import ArgumentInfo, OptionInfo
+
+from pullback.cli import documents
+from pullback.cli.documents import Document, Field, Kind
+from pullback.cli.main import app
+
+_TOP = """\
+# Commands
+
+<!-- Written by `make docs` from the command line. Do not edit it here. -->
+
+    pullback COMMAND [OPTIONS] …
+
+- **MACHINE** is a QEMU process by its QMP socket: `qmp:/run/web01.sock`. A QMP socket serves one client at a time.
+- **REPO** is a directory of restore points: `dir:/srv/backup`. `-r` can be left out where `PULLBACK_REPOSITORY` is set.
+- **POINT** is the id of a restore point, the start of one, `latest` (the default), or a date in local time, which
+  means the last point not after it: `2026-11-24` is the end of that day; `"2026-11-24 06:00"` and
+  `2026-11-24T06:00:18` are moments. With several machines in a repository, `latest` and dates need `--machine NAME`.
+- **TARGET** is a disk: `vda`, `sda`, `nvme0n1`. `pullback info` shows the disks of a machine. The rule is in
+  [design](design.md#disks).
+
+Data goes to standard output, messages and progress to standard error. Bars are drawn on a terminal only. Exit codes
+are in [exit codes](exit-codes.md).
+"""
+_JSON = """\
+## Documents of `--json`
+
+With `--json`, standard output has one JSON object a line: any number of `note` and `progress`, then exactly one
+`result` or `error`. Members may be added in later versions; none is removed or changes its meaning within a major
+version. Sizes are bytes.
+"""
+#: What is to be said about a command besides its options. Blocks after <!-- run --> are run by a test.
+NOTES = {
+    "backup": """\
+The first backup of a disk reads everything that is not known to be zero. Each later one reads what changed since the
+restore point before, if the disk's checkpoint proves that nothing is missing. Otherwise that disk is read whole, the
+reason is printed, and the exit code is 3 if the chain should have continued. `--strict` makes it 1. The restore point
+is made in both cases.
+
+A disk that is read-only, removable, firmware or without medium takes no part unless `--disk` names it.
+
+<!-- run -->
+```sh
+pullback backup qmp:/run/web01-pullback.sock -r dir:/srv/backup --dry-run
+pullback backup qmp:/run/web01-pullback.sock -r dir:/srv/backup --exclude vdb
+pullback backup qmp:/run/web01-pullback.sock -r dir:/srv/backup --level full --json
+```
+""",
+    "list": """\
+A restore point whose manifest cannot be used is listed as damaged, with the reason.
+
+<!-- run -->
+```sh
+pullback list -r dir:/srv/backup
+PULLBACK_REPOSITORY=dir:/srv/backup pullback list --json
+```
+""",
+    "restore": """\
+Each disk becomes one file, `DIR/TARGET.raw` or `DIR/TARGET.qcow2`, mode 0600. It gets its name when it is whole,
+durable and proven; if a block is not what was stored, the file is removed and the exit code is 13. Zeroes become holes.
+Nothing is written into the repository.
+
+<!-- run -->
+```sh
+pullback restore -r dir:/srv/backup --to /srv/restored --disk vda
+pullback restore latest -r dir:/srv/backup --to /srv/restored --format qcow2
+```
+""",
+    "verify": """\
+Reads every image of the point and compares each block with its hash, and the hashes with the digest in the manifest.
+Images of parents that a disk needs are read with it.
+
+<!-- run -->
+```sh
+pullback verify -r dir:/srv/backup
+pullback verify --all -r dir:/srv/backup
+```
+""",
+    "info": """\
+Also shows whether this build of QEMU has one of two defects that Pullback works around. They are tried on a process of
+the same binary, without a guest, and the answer is kept.
+
+<!-- run -->
+```sh
+pullback info qmp:/run/web01-pullback.sock
+```
+""",
+    "untrack": """\
+The next backup of the machine reads everything. Restore points are not touched. Bitmaps of other tools are not touched.
+
+<!-- run -->
+```sh
+pullback untrack qmp:/run/web01-pullback.sock
+```
+""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """An argument or option of a command, read from its signature (typer's own classes change)."""
+
+    name: str
+    kind: Any
+    info: OptionInfo | ArgumentInfo
+    default: Any
+
+    @property
+    def is_argument(self) -> bool:
+        """Is it given by its place?"""
+        return isinstance(self.info, ArgumentInfo)
+
+    @property
+    def required(self) -> bool:
+        """Must it be given?"""
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def names(self) -> list[str]:
+        """`-r`, `--repository`."""
+        # In an annotation, the first name stands where a default would.
+        given = [name for name in (self.info.default, *(self.info.param_decls or ())) if isinstance(name, str)]
+        return sorted(given, key=len) or [f"--{self.name.replace('_', '-')}"]
+
+    @property
+    def value(self) -> str:
+        """What stands behind the name; "" for a flag."""
+        words = [member.value for kind in (self.kind, *typing.get_args(self.kind)) for member in _members_of(kind)]
+        return "" if self.kind is bool else self.info.metavar or "|".join(words)
+
+
+def _members_of(kind: Any) -> list[Any]:
+    return list(kind) if isinstance(kind, enum.EnumMeta) else []
+
+
+def parameters(callback: Callable[..., Any]) -> list[Parameter]:
+    """The parameters of a command, in the order of its signature."""
+    hints = typing.get_type_hints(callback, include_extras=True)
+    found = []
+    for name, parameter in inspect.signature(callback).parameters.items():
+        kind, info = typing.get_args(hints[name])
+        found.append(Parameter(name, kind, info, parameter.default))
+    return found
+
+
+def commands() -> dict[str, Callable[..., Any]]:
+    """Every command with its function."""
+    return {info.name: info.callback for info in app.registered_commands if info.name and info.callback}
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [_TOP]
+    for name, callback in commands().items():
+        parts += _command(name, callback)
+    parts.append(_JSON)
+    for document in documents.COMMON.values():
+        parts += [f"### {document.title}\n", _document(document)]
+    return "\n".join(parts)
+
+
+def _command(name: str, callback: Callable[..., Any]) -> Iterator[str]:
+    known = parameters(callback)
+    yield f"## pullback {name}\n"
+    yield f"    {_usage(name, known)}\n"
+    yield f"{inspect.getdoc(callback)}\n"
+    yield NOTES[name]
+    yield _table(("argument or option", "meaning"), map(_row, known))
+    for document in documents.RESULTS[name]:
+        yield f"### `{name} --json`: {document.title[:1].lower()}{document.title[1:]}\n"
+        yield _document(document)
+
+
+def _usage(name: str, known: Iterable[Parameter]) -> str:
+    words = [f"pullback {name}"]
+    for parameter in known:
+        if parameter.is_argument:
+            words.append(parameter.value if parameter.required else f"[{parameter.value}]")
+        elif parameter.required:
+            words.append(f"{parameter.names[0]} {parameter.value}")
+    return " ".join([*words, "[OPTIONS]"])
+
+
+def _row(parameter: Parameter) -> Sequence[str]:
+    spelling = parameter.value if parameter.is_argument else f"{', '.join(parameter.names)} {parameter.value}".strip()
+    facts = [str(parameter.info.help)]
+    if parameter.required:
+        facts.append("Required.")
+    elif isinstance(parameter.default, str):
+        facts.append(f"Default: `{parameter.default!s}`.")
+    if parameter.info.envvar:
+        facts.append(f"Environment: `{parameter.info.envvar}`.")
+    return f"`{spelling}`", " ".join(facts)
+
+
+def _document(document: Document) -> str:
+    return _table(("member", "type", "meaning"), _members(document.fields, ""))
+
+
+def _members(fields: Iterable[Field], above: str) -> Iterator[Sequence[str]]:
+    for field in fields:
+        kind = f"{field.kind} or null" if field.optional else str(field.kind)
+        words = f": {' or '.join(f'`{word}`' for word in field.words)}" if len(field.words) > 1 else ""
+        yield f"`{above}{field.name}`", kind, field.meaning + words
+        suffix = "[]." if field.kind is Kind.OBJECTS else "."
+        yield from _members(field.inside, f"{above}{field.name}{suffix}")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def main() -> None:
+    """Print the page, or write it to the file that is named."""
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+    else:
+        sys.stdout.write(page())
+
+
+if __name__ == "__main__":
+    main()
