@@ -97,8 +97,8 @@ class Bench:
         generator = random.Random(self.seed + time.monotonic_ns())
         for _ in range(self.changed // (64 * units.KiB)):
             offset = generator.randrange(self.size // (64 * units.KiB)) * 64 * units.KiB
-            command = f'qemu-io -d /machine/peripheral/vda/virtio-backend "write -q -P {generator.randint(1, 255)} {offset} 64k"'
-            qemu.hmp(self.hmp, command)
+            write = f"write -q -P {generator.randint(1, 255)} {offset} 64k"
+            qemu.hmp(self.hmp, f'qemu-io -d /machine/peripheral/vda/virtio-backend "{write}"')
 
     def backup(self, repository: Path, *words: str) -> float:
         """Our program, start to end; gives its seconds."""
@@ -135,7 +135,9 @@ class Bench:
         async with engine.connect(self.place / _SOCKET, directories, command="bench") as machine:
             chosen = planning.select(await machine.disks(), machine=machine.name, only=(), exclude=())
             request = SnapshotRequest(
-                job=secrets.token_hex(4), disks=tuple(DiskRequest(disk=disk) for disk in chosen), scratch=directories.scratch
+                job=secrets.token_hex(4),
+                disks=tuple(DiskRequest(disk=disk) for disk in chosen),
+                scratch=directories.scratch,
             )
             async with machine.snapshot(request) as snapshot:
                 address = snapshot.disks[0].export.data
@@ -201,7 +203,16 @@ def restore(bench: Bench) -> Row:
 
 
 def _restore(bench: Bench, out: Path) -> None:
-    argv = [sys.executable, "-m", "pullback.cli.main", "restore", "-r", f"dir:{bench.place / 'whole'}", "--to", str(out)]
+    argv = [
+        sys.executable,
+        "-m",
+        "pullback.cli.main",
+        "restore",
+        "-r",
+        f"dir:{bench.place / 'whole'}",
+        "--to",
+        str(out),
+    ]
     subprocess.run(argv, check=True, capture_output=True, timeout=3600)
 
 
@@ -221,14 +232,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=units.parse_size, default="8G", help="the disk (default 8G)")
     parser.add_argument("--data", type=units.parse_size, default="4G", help="data on it (default 4G)")
-    parser.add_argument("--changed", type=units.parse_size, default="16M", help="changed for an increment (default 16M)")
+    parser.add_argument(
+        "--changed", type=units.parse_size, default="16M", help="changed for an increment (default 16M)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
     parser.add_argument("--seed", type=int, default=1, help="of the data")
     parser.add_argument("--dir", type=Path, default=None, help="where to work (default: a temporary directory)")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pb-bench-", dir=words.dir) as place:
         bench = Bench(Path(place), words.size, words.data, words.changed, words.rounds, words.seed)
-        print(f"making a disk of {units.format_size(bench.size)} with {units.format_size(bench.data)} …", file=sys.stderr)
+        print(
+            f"making a disk of {units.format_size(bench.size)} with {units.format_size(bench.data)} …", file=sys.stderr
+        )
         with bench.machine():
             rows = [whole(bench), *increments(bench), restore(bench)]
     for row in rows:

@@ -65,7 +65,12 @@ class Relay:
             except OSError:
                 return
             upstream = socket.socket(socket.AF_UNIX)
-            upstream.connect(str(self._target))
+            try:
+                upstream.connect(str(self._target))
+            except OSError:  # QEMU is gone
+                client.close()
+                upstream.close()
+                continue
             self._clients += 1
             pair = _Pair(self, client, upstream, counted=self._clients == 1)
             self._open += [client, upstream]
@@ -76,6 +81,16 @@ class Relay:
         thread = threading.Thread(target=work, name="relay", daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def shut(self) -> None:
+        """Nobody listens any more, as after the death of QEMU."""
+        self.path.unlink(missing_ok=True)
+
+    def drop(self) -> None:
+        """Cut all connections."""
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def before(self, way: Way, number: int, message: Message) -> Message | None:
         """Ask the test."""
@@ -96,9 +111,9 @@ class Relay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for end in [self._server, *self._open]:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self.drop()
         deadline = time.monotonic() + _SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -83,6 +83,11 @@ class Victim:
         """SIGKILL to pullback; its guard lives."""
         self._process.kill()
 
+    def kill_guard(self) -> None:
+        """SIGKILL to its guard alone."""
+        for guard in guards_of(self.pid):
+            os.kill(guard, signal.SIGKILL)
+
     def kill_all(self) -> None:
         """SIGKILL to pullback and its guard."""
         guards = guards_of(self.pid)

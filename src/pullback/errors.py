@@ -164,6 +164,29 @@ class MachineUnnamed(PullbackError):
 
 
 @dataclass(kw_only=True, eq=False)
+class ImagesUnnamed(PullbackError):
+    """A machine that is off is named by its images, and they do not say what it is called."""
+
+    code: ClassVar[str] = "images-unnamed"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "Images do not say the name of their machine."
+    remedy: ClassVar[str | None] = "Give the one that its restore points are filed under: --name NAME."
+
+
+@dataclass(kw_only=True, eq=False)
+class ImageUnusable(PullbackError):
+    """A disk image that cannot be opened as it is."""
+
+    code: ClassVar[str] = "image-unusable"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "The image {path} cannot be used: {reason}."
+    remedy: ClassVar[str | None] = "{way_out}"
+    path: str
+    reason: str
+    way_out: str = "Name a qcow2 or raw file, or a block device."
+
+
+@dataclass(kw_only=True, eq=False)
 class ForeignManager(PullbackError):
     """The QEMU process is under another manager, whose node names and jobs we would upset."""
 
@@ -411,6 +434,16 @@ class ProgramMissing(PullbackError):
     package: str
 
 
+@dataclass(kw_only=True, eq=False)
+class QuiesceFailed(PullbackError):
+    """The guest's file systems had to be frozen, and could not be."""
+
+    code: ClassVar[str] = "quiesce-failed"
+    sentence: ClassVar[str] = "The guest's file systems cannot be frozen: {reason}."
+    remedy: ClassVar[str | None] = "Is qemu-guest-agent running in the guest? Without it: --quiesce try, or no."
+    reason: str
+
+
 # -- resources -------------------------------------------------------------------------------
 
 
@@ -505,6 +538,19 @@ class MachineGone(PullbackError):
     sentence: ClassVar[str] = "The machine {machine} went away: {reason}."
     remedy: ClassVar[str | None] = "Start it and run the command again."
     machine: str
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
+class CheckpointsNotStored(PullbackError):
+    """Changed checkpoints could not be written into their image."""
+
+    code: ClassVar[str] = "checkpoints-not-stored"
+    sentence: ClassVar[str] = "The checkpoints of {path} could not be stored in it: {reason}."
+    remedy: ClassVar[str | None] = (
+        "No restore point is hurt. If they are lost, the next backup says so, and reads the disk whole."
+    )
+    path: str
     reason: str
 
 

@@ -1,6 +1,6 @@
 """The interface of a machine, whatever runs it: what the flows need, and nothing of how it is done.
 
-Implemented by `engine` (a QEMU process by its monitor).
+Implemented by `engine`: a QEMU process by its monitor (`qemu`), the images of a machine that is off (`offline`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class Machine(Protocol):
     @property
     def version(self) -> str:
         """Of the hypervisor, for people."""
+
+    @property
+    def cleared(self) -> Sequence[str]:
+        """Ids of dead jobs whose leftovers were removed when we connected."""
 
     async def disks(self) -> tuple[Disk, ...]:
         """All block devices, as they are now."""

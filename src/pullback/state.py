@@ -149,6 +149,8 @@ class Record:
     qemu: str = ""
     #: True from before `stop` is sent until `cont` was answered: whoever finds it may continue the machine.
     paused_by_us: bool = False
+    #: The guest agent's socket, from before it is asked to freeze until it has thawed: who finds it thaws.
+    frozen_agent: str = ""
     #: The socket of the NBD server that we started in QEMU.
     nbd_server: str | None = None
     #: Scratch images, to be removed.

@@ -186,13 +186,10 @@ def test_when_cont_is_refused_for_good_the_guard_goes_on_trying(make_box: MakeBo
 
 def test_without_its_guard_nothing_is_paused_and_a_new_one_is_started(make_box: MakeBox) -> None:
     """Somebody kills the guard in the middle: the filter of a disk in an iothread needs one more pause."""
-    import os
-
-    from victim import guards_of
 
     box = one_disk(make_box, qemu.Bus.SCSI, "io1")
     victim = Victim(box)
-    victim.at_command("block-export-add", lambda: [os.kill(pid, signal.SIGKILL) for pid in guards_of(victim.pid)])
+    victim.at_command("block-export-add", victim.kill_guard)
     with victim.relay, victim.started():
         code, said = victim.ended()
     assert victim.struck.is_set()

@@ -47,8 +47,8 @@ def one_disk(make_box: MakeBox, size: int = 4 * MiB, extra: tuple[str, ...] = ()
 
 
 def slow_disk(make_box: MakeBox) -> Box:
-    """A machine whose disk gives 2 MiB a second: 16 MiB have changed on it."""
-    box = one_disk(make_box, 16 * MiB, ("-object", f"throttle-group,id=slow,x-bps-read={2 * MiB}"))
+    """A machine whose disk gives 5 MiB a second: 16 MiB have changed on it."""
+    box = one_disk(make_box, 16 * MiB, ("-object", f"throttle-group,id=slow,x-bps-read={5 * MiB}"))
     box.command(
         "blockdev-add", {"driver": "throttle", "node-name": "slow", "throttle-group": "slow", "file": "vda-format"}
     )
@@ -85,7 +85,7 @@ def test_a_signal_in_the_middle_of_the_copy_cleans_up_within_ten_seconds(
     exports_ready(victim, copying.set)
     with victim.relay, victim.started():
         assert copying.wait(20)
-        time.sleep(1)
+        time.sleep(0.7)
         begun = time.monotonic()
         victim.signal(number)
         code, said = victim.ended()
@@ -172,7 +172,7 @@ def sweep(make_box: MakeBox, pick: Callable[[list[int]], list[int]], *, changing
 
 
 def test_a_signal_at_any_changing_command_leaves_nothing(make_box: MakeBox) -> None:
-    sweep(make_box, lambda numbers: numbers[::2], changing=True)
+    sweep(make_box, lambda numbers: numbers[::3], changing=True)
 
 
 @pytest.mark.slow

@@ -468,7 +468,7 @@ def test_a_missing_or_empty_directory_is_none_to_read_and_one_to_write(tmp_path:
 
 
 def test_a_directory_above_that_is_missing_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(errors.CannotWrite, match="No such file"):
+    with pytest.raises(errors.CannotWrite, match="there is no directory"):
         repo.create_or_open(tmp_path / "unmounted" / "repo")
 
 

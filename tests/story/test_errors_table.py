@@ -231,7 +231,7 @@ def _(world: World) -> Said:
 # -- the machine, its disks, and scratch -----------------------------------------------------
 
 
-@case("A machine named without `qmp:`")
+@case("A machine named by a bare word")
 def _(world: World) -> Said:
     return world.backup(machine="web01"), {}
 
@@ -303,7 +303,34 @@ def _(world: World) -> Said:
 # -- the repository --------------------------------------------------------------------------
 
 
-@case("A repository named without `dir:`")
+# -- machines that are off -------------------------------------------------------------------
+
+
+@case("Images without `--name`")
+def _(world: World) -> Said:
+    return world.backup(machine=f"images:vda={world.fresh('a.qcow2')}"), {}
+
+
+@case("An image that is not there")
+def _(world: World) -> Said:
+    path = world.fresh("a.qcow2")
+    return world.backup("--name", "off", machine=f"images:vda={path}"), {"IMAGE": path}
+
+
+@case("An image that a running machine, or another program, has open")
+def _(world: World) -> Said:
+    path = world.box.disks[0].path
+    return world.backup("--name", "off", machine=f"images:vda={path}"), {"IMAGE": path}
+
+
+@case("An image over a backing file, and its format is not given")
+def _(world: World) -> Said:
+    path = world.fresh("a.qcow2")
+    qemu_img.create(path, 1 << 20, backing=str(world.fresh("base.qcow2")))
+    return world.backup("--name", "off", machine=f"images:vda={path}"), {"IMAGE": path}
+
+
+@case("A repository named by a bare path")
 def _(world: World) -> Said:
     return world.run("list", "-r", "/srv/backup"), {}
 

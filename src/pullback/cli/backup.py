@@ -11,7 +11,7 @@ from pullback.cli import options
 from pullback.cli.output import Output
 from pullback.cli.running import run
 from pullback.errors import Exit
-from pullback.model.backups import Fleecing, Level
+from pullback.model.backups import Fleecing, Level, Quiesce, Quiescing
 
 if TYPE_CHECKING:
     from pullback.flows import backup as flow
@@ -39,6 +39,20 @@ def backup(
         str | None,
         typer.Option(metavar="unix:PATH", help="Share the NBD server that runs in QEMU already, on a private socket."),
     ] = None,
+    quiesce: Annotated[
+        Quiesce | None,
+        typer.Option(
+            help="Freeze the guest's file systems for the instant: no, try, or require. "
+            "Without it: try where a guest agent runs."
+        ),
+    ] = None,
+    agent: Annotated[
+        Path | None, typer.Option(metavar="SOCKET", help="The guest agent's unix socket, where QEMU does not tell it.")
+    ] = None,
+    mount_point: Annotated[
+        list[str] | None,
+        typer.Option("--mount-point", "-F", metavar="PATH", help="Freeze only this file system. May be repeated."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be read, and why.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="A chain that did not continue is a failure (1 instead of 3).")
@@ -48,10 +62,14 @@ def backup(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Back up a running machine: its disks are frozen at one instant, and only what changed is read."""
+    """Back up a machine, running or off: its disks are frozen at one instant, and only what changed is read."""
     output = Output(json, quiet, verbose)
+    quiescing = Quiescing(
+        wish=quiesce, agent=agent.absolute() if agent else None, mount_points=tuple(mount_point or ())
+    )
     request = run(
-        _request(machine, repository, level, disk, exclude, name, scratch, engine, nbd_server, state_dir), output
+        _request(machine, repository, level, disk, exclude, name, scratch, engine, nbd_server, quiescing, state_dir),
+        output,
     )
     if dry_run:
         _dry_run(request, output)
@@ -69,6 +87,7 @@ async def _request(
     scratch: Path | None,
     engine: Fleecing | None,
     nbd_server: str | None,
+    quiescing: Quiescing,
     state_dir: Path | None,
 ) -> flow.Request:
     from pullback import state
@@ -85,6 +104,7 @@ async def _request(
         scratch=scratch.absolute() if scratch else None,
         fleecing=engine,
         nbd_server=urls.unix_socket(nbd_server) if nbd_server else None,
+        quiescing=quiescing,
         directories=state.directories(state_dir),
     )
 
@@ -106,6 +126,8 @@ def _document(report: flow.Report) -> dict[str, object]:
         "point": points.document(report.point),
         "pause_seconds": round(report.pause, 6),
         "was_paused": report.was_paused,
+        "frozen_file_systems": report.frozen,
+        "frozen_seconds": round(report.frozen_seconds, 6),
         "seconds": round(report.seconds, 3),
         "notes": list(report.notes),
         "broken": list(report.broken),
@@ -122,9 +144,20 @@ def _lines(report: flow.Report) -> list[str]:
             f"  {disk.target:<8} {disk.mode:<12} {format_size(disk.read):>10} read "
             f"{format_size(disk.stored):>10} stored  of {format_size(disk.size)}"
         )
-    still = "was paused already" if report.was_paused else f"stood still for {format_duration(report.pause)}"
-    lines.append(f"  the machine {still} ({point.engine} engine); {format_duration(report.seconds)} in all")
+    lines.append(f"  the machine {_stillness(report)}; {format_duration(report.seconds)} in all")
     return lines
+
+
+def _stillness(report: flow.Report) -> str:
+    from pullback.units import format_duration
+
+    engine = report.point.engine
+    if engine == "offline":
+        return "was off"
+    still = "was paused already" if report.was_paused else f"stood still for {format_duration(report.pause)}"
+    if report.frozen:
+        still += f", {report.frozen} file system(s) frozen for {format_duration(report.frozen_seconds)}"
+    return f"{still} ({engine} engine)"
 
 
 def _dry_run(request: flow.Request, output: Output) -> None:

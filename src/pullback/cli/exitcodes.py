@@ -12,12 +12,13 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pullback import errors
 from pullback.errors import Exit, PullbackError
+from pullback.model import urls
 
 _TOP = """\
 # Exit codes and errors
@@ -57,6 +58,15 @@ class Mishap:
     error: PullbackError
 
 
+def _refused(parse: Callable[[str], object], text: str) -> PullbackError:
+    """How a name is refused."""
+    try:
+        parse(text)
+    except PullbackError as error:
+        return error
+    raise AssertionError(f"{text} is accepted")
+
+
 def _monitor() -> Iterator[Mishap]:
     yield Mishap("No socket at that path", errors.UnreachableError(socket="SOCKET", reason="No such file or directory"))
     yield Mishap(
@@ -87,13 +97,8 @@ def _monitor() -> Iterator[Mishap]:
 
 def _machine() -> Iterator[Mishap]:
     yield Mishap(
-        "A machine named without `qmp:`",
-        errors.BadUrl(
-            url="web01",
-            kind="machine",
-            problem="it does not begin with 'qmp:'",
-            example="Name a QEMU process by its QMP socket: qmp:/run/web01.sock",
-        ),
+        "A machine named by a bare word",
+        _refused(urls.machine, "web01"),
     )
     yield Mishap(
         "A disk that the machine does not have", errors.UnknownDisk(target="vdz", where="web01", known="DISKS")
@@ -108,15 +113,27 @@ def _machine() -> Iterator[Mishap]:
     yield Mishap("Scratch with too little room", errors.ScratchSpace(path="DIR", free="FREE", needed="1.00 GiB"))
 
 
+def _images() -> Iterator[Mishap]:
+    yield Mishap("Images without `--name`", errors.ImagesUnnamed())
+    yield Mishap("An image that is not there", errors.ImageUnusable(path="IMAGE", reason="No such file or directory"))
+    yield Mishap(
+        "An image that a running machine, or another program, has open",
+        errors.BusyError(what="IMAGE", holder="it is in use by another process"),
+    )
+    yield Mishap(
+        "An image over a backing file, and its format is not given",
+        errors.ImageUnusable(
+            path="IMAGE",
+            reason="it looks like a qcow2 image over another file, which the guest of a raw disk could feign",
+            way_out="If it really is one, say so: vda=qcow2:IMAGE",
+        ),
+    )
+
+
 def _repository() -> Iterator[Mishap]:
     yield Mishap(
-        "A repository named without `dir:`",
-        errors.BadUrl(
-            url="/srv/backup",
-            kind="repository",
-            problem="it does not begin with 'dir:'",
-            example="Name a directory: dir:/srv/backup",
-        ),
+        "A repository named by a bare path",
+        _refused(urls.repository, "/srv/backup"),
     )
     yield Mishap(
         "A directory with something else in it",
@@ -159,6 +176,7 @@ def _points() -> Iterator[Mishap]:
 MISHAPS: dict[str, tuple[Mishap, ...]] = {
     "Reaching the machine": tuple(_monitor()),
     "The machine, its disks, and scratch": tuple(_machine()),
+    "Machines that are off": tuple(_images()),
     "The repository": tuple(_repository()),
     "Restore points, and where they go": tuple(_points()),
 }

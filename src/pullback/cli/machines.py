@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pullback.cli import options
 from pullback.cli.output import Output
@@ -65,8 +65,9 @@ def _disk_lines(disk: Disk) -> list[str]:
     from pullback.units import format_size
 
     where = f"{disk.format} {disk.image}" if disk.node else "no medium"
+    device = f", {disk.qdev}" if disk.qdev else ""
     thread = f", iothread {disk.iothread}" if disk.iothread else ""
-    lines = [f"  {disk.target:<8} {format_size(disk.size):>10}  {disk.bus}{thread}, {disk.qdev}  {where}"]
+    lines = [f"  {disk.target:<8} {format_size(disk.size):>10}  {disk.bus}{thread}{device}  {where}"]
     if disk.left_out:
         lines.append(f"           left out of backups, because {disk.left_out}")
     elif disk.untrackable:
@@ -81,7 +82,15 @@ def _disk_lines(disk: Disk) -> list[str]:
 
 def _ability_lines(facts: object) -> list[str]:
     assert isinstance(facts, dict)
-    can = facts["capabilities"]
+    lines = _engine_lines(facts["capabilities"]) if facts["capabilities"] else []
+    lines += [f"  job      {job} ({kind}) runs" for job, kind in facts["jobs"].items()]
+    lines += [f"  export   {export['id']} ({export['type']}) is there" for export in facts["exports"]]
+    lines += [f"  cleared  what the dead job {job} had left" for job in facts["cleared"]]
+    return lines
+
+
+def _engine_lines(can: dict[str, Any]) -> list[str]:
+    """What its QEMU can do and what its build does wrong; a machine that is off has none."""
     defects = can["defects"]
     lines = [
         f"  engine   {'filter: a failing copy breaks the snapshot, never the guest' if can['filter'] else 'classic'}"
@@ -93,9 +102,6 @@ def _ability_lines(facts: object) -> list[str]:
         lines.append(f"  note     this build dies of NBD clients of disks in an iothread; {how}")
     if not defects["probed"]:
         lines.append("  note     the binary could not be probed, so the worst is assumed")
-    lines += [f"  job      {job} ({kind}) runs" for job, kind in facts["jobs"].items()]
-    lines += [f"  export   {export['id']} ({export['type']}) is there" for export in facts["exports"]]
-    lines += [f"  cleared  what the dead job {job} had left" for job in facts["cleared"]]
     return lines
 
 

@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 Machine = Annotated[
-    str, typer.Argument(metavar="MACHINE", help="A QEMU process, by its QMP socket (qmp:/run/web01.sock).")
+    str,
+    typer.Argument(
+        metavar="MACHINE",
+        help="A QEMU process, by its QMP socket (qmp:/run/web01.sock), or a machine that is off, by its images "
+        "(images:vda=/srv/a.qcow2,vdb=raw:/srv/b.raw).",
+    ),
 ]
 Point = Annotated[
     str,
@@ -37,7 +42,9 @@ Disks = Annotated[
 ]
 Name = Annotated[
     str | None,
-    typer.Option("--name", metavar="NAME", help="The machine's name, instead of QEMU's -name or -uuid."),
+    typer.Option(
+        "--name", metavar="NAME", help="The machine's name, instead of QEMU's -name or -uuid; needed for images."
+    ),
 ]
 StateDir = Annotated[
     Path | None,

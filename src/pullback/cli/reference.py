@@ -32,6 +32,9 @@ _TOP = """\
     pullback COMMAND [OPTIONS] …
 
 - **MACHINE** is a QEMU process by its QMP socket: `qmp:/run/web01.sock`. A QMP socket serves one client at a time.
+  Or it is a machine that is off, by its images: `images:vda=/srv/a.qcow2,vdb=raw:/srv/b.raw`. A comma in a path is
+  doubled. `qcow2:` or `raw:` before a path says its format. Without it, an image is qcow2 if it begins as one and
+  names no other file, and raw if it looks like no other format; all else is refused. `backup` needs `--name`.
 - **REPO** is a directory of restore points: `dir:/srv/backup`. `-r` can be left out where `PULLBACK_REPOSITORY` is set.
 - **POINT** is the id of a restore point, the start of one, `latest` (the default), or a date in local time, which
   means the last point not after it: `2026-11-24` is the end of that day; `"2026-11-24 06:00"` and

@@ -37,9 +37,9 @@ class Capabilities:
 
 async def discover(monitor: Monitor, cache: Path) -> Capabilities:
     """Ask QEMU behind `monitor`; what a build does wrong is cached under `cache`."""
-    version = replies.mapping(await monitor.execute("query-version"), "query-version")
+    version = await monitor.execute("query-version")
     schema = Schema(await monitor.execute("query-qmp-schema"))
-    return capabilities(_version(version), schema, await probe.defects(monitor.peer, cache))
+    return capabilities(version_text(version), schema, await probe.defects(monitor.peer, cache))
 
 
 def capabilities(version: str, schema: Schema, defects: probe.Defects) -> Capabilities:
@@ -58,10 +58,12 @@ def capabilities(version: str, schema: Schema, defects: probe.Defects) -> Capabi
     )
 
 
-def _version(reply: Mapping[str, object]) -> str:
-    qemu = replies.mapping(reply.get("qemu"), "query-version.qemu")
+def version_text(reply: object) -> str:
+    """The answer to `query-version` in words: number and package."""
+    record = replies.mapping(reply, "query-version")
+    qemu = replies.mapping(record.get("qemu"), "query-version.qemu")
     number = ".".join(str(replies.integer(qemu, part, "version")) for part in ("major", "minor", "micro"))
-    package = replies.optional_text(reply, "package").strip()
+    package = replies.optional_text(record, "package").strip()
     return f"{number} ({package})" if package else number
 
 

@@ -22,7 +22,7 @@ import asyncio
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from pullback.engine.capabilities import Capabilities
 from pullback.engine.guard import Guard
 from pullback.engine.monitor import Monitor
 from pullback.engine.names import Names, prefix
+from pullback.engine.quiesce import Quiescer
 from pullback.model.backups import DiskRequest, Fleecing, Frozen, SnapshotRequest, Window
 from pullback.model.disks import Disk
 from pullback.model.exports import Export, NbdAddress
@@ -67,6 +68,7 @@ class Context:
     capabilities: Capabilities
     job: state.Job
     guard: Guard
+    quiescer: Quiescer
     request: SnapshotRequest
 
     @property
@@ -75,12 +77,13 @@ class Context:
         return Path(self.job.record.runtime)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FilterRefused(Exception):
     """The filter cannot be put above this disk."""
 
-    part: Part
-    reason: str
+    def __init__(self, part: Part, reason: str) -> None:
+        super().__init__(reason)
+        self.part = part
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,9 @@ async def freeze(context: Context) -> Cut:
         await _prepare(context, part)
     while True:
         try:
-            window, moment = await _cut(context, parts)
+            async with context.quiescer.quiet() as quiet:
+                window, moment = await _cut(context, parts)
+            window = replace(window, frozen=quiet.count, frozen_seconds=quiet.seconds, frozen_note=quiet.note)
             return Cut(parts=parts, window=window, moment=moment)
         except FilterRefused as refused:
             await _fall_back(context, refused)
@@ -333,7 +338,7 @@ async def _insert(context: Context, part: Part) -> None:
         arguments = {"path": disks.device_path(disk.qdev), "property": "drive", "value": part.names.filter}
         await monitor.execute("qom-set", arguments)
     except errors.RefusedError as error:
-        raise FilterRefused(part=part, reason=error.reason) from error
+        raise FilterRefused(part, error.reason) from error
     await _add_snapshot(context, part)
 
 

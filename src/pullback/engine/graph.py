@@ -228,10 +228,11 @@ def _disk(record: Mapping[str, object], device: Device, kind: Bus, target: str, 
     node = graph.nodes.get(graph.below_filters(root))
     if node is None:
         node = _node(inserted)
-    return _with_medium(disk, root, node, read_only=replies.flag(inserted, "ro"), graph=graph)
+    return with_medium(disk, root, node, read_only=replies.flag(inserted, "ro"), graph=graph)
 
 
-def _with_medium(disk: Disk, root: str, node: Node, *, read_only: bool, graph: Graph) -> Disk:
+def with_medium(disk: Disk, root: str, node: Node, *, read_only: bool, graph: Graph) -> Disk:
+    """The disk with what its format node says, and whether changes on it can be tracked."""
     behind = [bitmap.name for image in graph.backing_chain(node.name) for bitmap in image.bitmaps]
     disk = replace(
         disk,

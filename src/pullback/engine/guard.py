@@ -46,6 +46,8 @@ class Guard:
         self._job = job
         self._process: asyncio.subprocess.Process | None = None
         self._beats: asyncio.Task[None] | None = None
+        #: Dangerous moments that are open: a pause may lie inside a freeze.
+        self._armed = 0
 
     async def start(self) -> None:
         """Start the process, unless it lives: nothing may be paused without one (somebody may have killed it)."""
@@ -60,12 +62,17 @@ class Guard:
         await _ready(self._process)
 
     def arm(self) -> None:
-        """A pause begins: from now on silence counts as death."""
-        self._send(ARM)
-        self._beats = asyncio.create_task(self._beat(), name="guard-beat")
+        """A pause or freeze begins: from now on silence counts as death. May be nested."""
+        if self._armed == 0:
+            self._send(ARM)
+            self._beats = asyncio.create_task(self._beat(), name="guard-beat")
+        self._armed += 1
 
     def disarm(self) -> None:
         """The machine runs again, or stands still by somebody else's will."""
+        self._armed = max(0, self._armed - 1)
+        if self._armed:
+            return
         if self._beats is not None:
             self._beats.cancel()
             self._beats = None
@@ -85,6 +92,7 @@ class Guard:
 
     async def end(self) -> None:
         """Send it home. If the machine still stands still by our doing, it tries to continue it first."""
+        self._armed = 0
         self.disarm()
         if self._process is None:
             return

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pullback import errors, state
@@ -34,6 +34,8 @@ class Pause:
     was_paused: bool
     #: Seconds from sending `stop` to the answer to `cont`.
     seconds: float = 0.0
+    #: When it began (time.monotonic).
+    begun: float = field(default_factory=time.monotonic)
 
 
 async def run_state(monitor: Monitor) -> str:
@@ -63,17 +65,26 @@ async def paused(monitor: Monitor, job: state.Job, guard: Guard) -> AsyncIterato
     job.record.paused_by_us = True
     job.save()
     pause = Pause(was_paused=False)
-    begun = time.monotonic()
     try:
         guard.arm()
         await _stop(monitor)
         yield pause
-    finally:
-        await _release(monitor)
-        pause.seconds = time.monotonic() - begun
-        guard.disarm()
-        job.record.paused_by_us = False
-        job.save()
+    except BaseException as error:
+        try:
+            await _end(monitor, job, guard, pause)
+        except errors.PullbackError as second:
+            error.add_note(str(second))  # the first one says more
+        raise
+    await _end(monitor, job, guard, pause)
+
+
+async def _end(monitor: Monitor, job: state.Job, guard: Guard, pause: Pause) -> None:
+    """Continue the machine, and forget that we paused it."""
+    await _release(monitor)
+    pause.seconds = time.monotonic() - pause.begun
+    guard.disarm()
+    job.record.paused_by_us = False
+    job.save()
 
 
 async def _stop(monitor: Monitor) -> None:

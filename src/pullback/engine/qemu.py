@@ -25,6 +25,8 @@ from pullback.engine import (
 )
 from pullback.engine import exports as block_exports
 from pullback.engine import sweep as sweeping
+from pullback.engine.quiesce import Quiescer
+from pullback.engine.undoing import despite
 from pullback.model import checkpoints
 from pullback.model.backups import Frozen, SnapshotRequest, Window
 from pullback.model.disks import Disk
@@ -169,13 +171,20 @@ class QemuMachine:
             qemu=self._qmp.process,
         )
         async with _guarded(job) as watcher:
-            context = fleece.Context(monitor=self._qmp, capabilities=self.can, job=job, guard=watcher, request=request)
+            context = fleece.Context(
+                monitor=self._qmp,
+                capabilities=self.can,
+                job=job,
+                guard=watcher,
+                quiescer=Quiescer(self._qmp, job, watcher, request.quiescing),
+                request=request,
+            )
             made = QemuSnapshot(context)
             try:
                 await pause.uninterrupted(made.freeze())
                 yield made
             except BaseException as error:
-                await _despite(error, made.abandon())
+                await despite(error, made.abandon())
                 raise
             await pause.uninterrupted(made.end())
 
@@ -270,37 +279,33 @@ class QemuSnapshot:
 
     async def end(self) -> None:
         """The block was left in good order."""
+        await self._context.quiescer.end()
         await self._sweep()
         if not self._kept:
             await self._take_back()
-        self._context.job.remove()
+        self._forget()
 
     async def abandon(self) -> None:
         """Something failed: nothing stays, and what the new checkpoints recorded is merged back."""
         try:
             async with asyncio.timeout(_CLEAN_SECONDS):
+                await self._context.quiescer.end()
                 await self._sweep()
                 if self._cut is not None and not self._kept:
                     await self._take_back()
-                self._context.job.remove()
+                self._forget()
         except errors.OutcomeUnknown:
             if not self._context.monitor.process_lives():
                 recovery.forget(self._context.job)  # QEMU died, and all that was in it
             raise
 
+    def _forget(self) -> None:
+        """Nothing is left, so the record goes; unless a thaw is still owed, which the next run tries again."""
+        if not self._context.job.record.frozen_agent:
+            self._context.job.remove()
+
     async def _take_back(self) -> None:
         await fleece.take_back(self._context.monitor, self._context.request)
-
-
-async def _despite(error: BaseException, cleaning: object) -> None:
-    """Clean up after `error` without hiding it: what fails in cleaning is added to it as a note."""
-    assert asyncio.iscoroutine(cleaning)
-    try:
-        await pause.uninterrupted(cleaning)
-    except TimeoutError:
-        error.add_note("Cleaning up took too long; the next run goes on with it.")
-    except errors.PullbackError as second:
-        error.add_note(str(second))
 
 
 _: type[machine.Machine] = QemuMachine  # the interface is kept, says mypy

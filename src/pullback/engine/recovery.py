@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import graph, names, pause, replies, sweep
+from pullback.engine import graph, names, pause, quiesce, replies, sweep
 from pullback.engine.guard import guarding
 from pullback.engine.monitor import Monitor, connect
 
@@ -20,6 +20,7 @@ async def recover(job: state.Job) -> None:
 async def clear(monitor: Monitor, job: state.Job) -> None:
     """Do that on a connection that is open."""
     await pause.resume_if_ours(monitor, job)
+    await quiesce.thaw_if_ours(job)
     async with guarding(job) as guard:
         await pause.uninterrupted(sweep.sweep(monitor, job, still=partial(pause.paused, monitor, job, guard)))
     job.remove()

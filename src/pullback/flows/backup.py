@@ -22,15 +22,16 @@ from functools import partial
 from pathlib import Path
 
 from pullback import __version__, errors, extents, repo, state, units
-from pullback.engine import qemu, scratch
+from pullback.engine import scratch
 from pullback.engine.pause import uninterrupted
 from pullback.extents import Extent
 from pullback.flows import increments, planning
+from pullback.flows.opening import open_machine
 from pullback.flows.planning import DiskPlan
 from pullback.flows.threads import blocking
 from pullback.machine import Machine, Snapshot
 from pullback.model import urls
-from pullback.model.backups import Fleecing, Frozen, Level, SnapshotRequest
+from pullback.model.backups import Fleecing, Frozen, Level, Quiescing, SnapshotRequest
 from pullback.model.points import Mode, Point, PointDisk
 from pullback.programs import qemu_nbd
 from pullback.progress import Cancel, Progress, Silent
@@ -46,7 +47,7 @@ WINDOW = 4 * units.GiB
 class Request:
     """What a user asks for."""
 
-    machine: urls.QmpMachine
+    machine: urls.Machine
     repository: urls.DirectoryRepository
     level: Level = Level.AUTO
     #: Targets to take; empty: all that take part by default.
@@ -59,6 +60,7 @@ class Request:
     fleecing: Fleecing | None = None
     #: Share this running NBD server of QEMU's.
     nbd_server: Path | None = None
+    quiescing: Quiescing = field(default_factory=Quiescing)
     directories: state.Directories = field(default_factory=state.directories)
 
 
@@ -70,6 +72,9 @@ class Report:
     #: Seconds that the machine stood still.
     pause: float
     was_paused: bool
+    #: File systems of the guest that were frozen for the instant, and for how many seconds.
+    frozen: int
+    frozen_seconds: float
     #: Seconds in all.
     seconds: float
     plans: tuple[DiskPlan, ...]
@@ -118,8 +123,8 @@ def _expected(plan: DiskPlan) -> int:
     return min(counted, plan.disk.size)
 
 
-def _machine(request: Request, command: str) -> contextlib.AbstractAsyncContextManager[qemu.QemuMachine]:
-    return qemu.connect(request.machine.socket, request.directories, command=command, name=request.name)
+def _machine(request: Request, command: str) -> contextlib.AbstractAsyncContextManager[Machine]:
+    return open_machine(request.machine, request.directories, command=command, name=request.name)
 
 
 async def backup(request: Request, progress: Progress | None = None) -> Report:
@@ -209,6 +214,7 @@ class _Backup:
             scratch=self._request.scratch or self._request.directories.scratch,
             fleecing=self._request.fleecing,
             nbd_server=self._request.nbd_server,
+            quiescing=self._request.quiescing,
         )
 
     # -- the data ----------------------------------------------------------------------------
@@ -216,6 +222,8 @@ class _Backup:
     async def _copy_all(
         self, snapshot: Snapshot, plans: Sequence[DiskPlan], request: SnapshotRequest
     ) -> tuple[PointDisk, ...]:
+        if snapshot.window.frozen_note:
+            self._note(snapshot.window.frozen_note)
         watched = [frozen.disk for frozen in snapshot.disks]
         for frozen in snapshot.disks:
             if frozen.fleecing is Fleecing.CLASSIC:
@@ -223,7 +231,8 @@ class _Backup:
         done = []
         for frozen, plan in zip(snapshot.disks, plans, strict=True):
             work = partial(self._copy, frozen, plan)
-            watch = scratch.watch(request.scratch, watched)
+            # Only what is frozen while somebody writes takes scratch.
+            watch = scratch.watch(request.scratch, watched) if frozen.fleecing is not None else None
             try:
                 done.append(await blocking(work, cancel=self._cancel, beside=watch))
             except (errors.EndpointFailed, errors.EndpointTimeout) as error:
@@ -232,6 +241,8 @@ class _Backup:
 
     async def _explain(self, error: errors.PullbackError, frozen: Frozen) -> errors.PullbackError:
         """A failed read of the snapshot: is the machine gone, or the snapshot broken?"""
+        if frozen.fleecing is None:
+            return error  # neither can be: the image itself is read
         if not await self._machine.alive():
             return errors.MachineGone(machine=self._machine.name, reason=str(error).rstrip("."))
         if isinstance(error, errors.EndpointFailed) and _is_refused_read(error, frozen):
@@ -302,7 +313,7 @@ class _Backup:
             level=self._request.level,
             pullback=__version__,
             qemu=self._machine.version.removeprefix("QEMU "),
-            engine=", ".join(sorted({frozen.fleecing.value for frozen in snapshot.disks})),
+            engine=", ".join(sorted({frozen.fleecing or "offline" for frozen in snapshot.disks})),
             pause=snapshot.window.seconds,
             checkpoint=name,
             disks=disks,
@@ -317,10 +328,11 @@ class _Backup:
         marks = {disk.target: disk.mark for disk in point.disks}
         try:
             for disk in await self._machine.disks():
-                if disk.target in marks and disk.node is not None:
+                # One that takes no checkpoint now (a read-only file) keeps those that it has.
+                if disk.target in marks and disk.node is not None and disk.untrackable is None:
                     owned = planning.to_release(planning.chain_of(disk), self._directory.id, marks[disk.target])
                     await self._machine.delete_checkpoints(disk, owned)
-        except errors.RefusedError as error:
+        except (errors.RefusedError, errors.CheckpointsNotStored) as error:
             self._note(f"an older checkpoint stays for now: {error}")
 
     def _report(self, point: Point, snapshot: Snapshot, plans: tuple[DiskPlan, ...]) -> Report:
@@ -328,6 +340,8 @@ class _Backup:
             point=point,
             pause=snapshot.window.seconds,
             was_paused=snapshot.window.was_paused,
+            frozen=snapshot.window.frozen,
+            frozen_seconds=snapshot.window.frozen_seconds,
             seconds=time.monotonic() - self._begun,
             plans=plans,
             notes=tuple(self._notes),

@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 from pullback import errors, state
-from pullback.engine import qemu
+from pullback.flows.opening import open_machine
+from pullback.machine import Machine
 from pullback.model import checkpoints, urls
 from pullback.model.disks import Disk
 
@@ -16,7 +17,7 @@ from pullback.model.disks import Disk
 class Request:
     """Which machine."""
 
-    machine: urls.QmpMachine
+    machine: urls.Machine
     name: str | None = None
     directories: state.Directories = field(default_factory=state.directories)
 
@@ -40,8 +41,8 @@ class Untracked:
     jobs: tuple[str, ...]
 
 
-def _machine(request: Request, command: str) -> AbstractAsyncContextManager[qemu.QemuMachine]:
-    return qemu.connect(request.machine.socket, request.directories, command=command, name=request.name, anonymous=True)
+def _machine(request: Request, command: str) -> AbstractAsyncContextManager[Machine]:
+    return open_machine(request.machine, request.directories, command=command, name=request.name, anonymous=True)
 
 
 async def info(request: Request) -> Info:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pullback.model.checkpoints import Mark
@@ -27,6 +27,29 @@ class Level(enum.StrEnum):
     AUTO = "auto"
     #: Everything.
     FULL = "full"
+
+
+class Quiesce(enum.StrEnum):
+    """Whether the guest's file systems are frozen for the instant of the snapshot."""
+
+    #: They are not.
+    NO = "no"
+    #: If there is an agent and it does; that it did not is a note.
+    TRY = "try"
+    #: Or there is no backup.
+    REQUIRE = "require"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiescing:
+    """How to freeze the guest's file systems."""
+
+    #: None: try where QEMU shows an agent that runs, and say nothing where it does not.
+    wish: Quiesce | None = None
+    #: The agent's unix socket; None: as QEMU tells.
+    agent: Path | None = None
+    #: Mount points in the guest; none: all file systems.
+    mount_points: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +78,7 @@ class SnapshotRequest:
     fleecing: Fleecing | None = None
     #: A running NBD server of the user's that we may share, by its unix socket.
     nbd_server: Path | None = None
+    quiescing: Quiescing = field(default_factory=Quiescing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +87,8 @@ class Frozen:
 
     disk: Disk
     export: Export
-    fleecing: Fleecing
+    #: None: nobody writes to the disk, so it is read as it is.
+    fleecing: Fleecing | None
     #: Why this engine, in words.
     reason: str
     checkpoint: Mark | None = None
@@ -79,3 +104,9 @@ class Window:
     was_paused: bool = False
     #: Seconds that the flush right before took (a forecast of the pause).
     flush_seconds: float = 0.0
+    #: File systems of the guest that were frozen for it.
+    frozen: int = 0
+    #: Seconds for which they were.
+    frozen_seconds: float = 0.0
+    #: What went otherwise than wished in freezing them, or None.
+    frozen_note: str | None = None

@@ -110,6 +110,11 @@ def targets(devices: Iterable[tuple[Bus, str]]) -> list[str]:
     return given
 
 
+def bus_of(target: str) -> Bus | None:
+    """The bus whose disks are called so (`sd…`: SCSI), or None if the rule gives no such target."""
+    return next((bus for bus in Bus if _is_target(bus, target)), None)
+
+
 def _free(bus: Bus, taken: set[str]) -> str:
     number = 0
     while (target := _spell(bus, number)) in taken:

@@ -14,6 +14,17 @@ _CHECK_TIMEOUT = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBitmap:
+    """A dirty bitmap as it stands in a qcow2 file."""
+
+    name: str
+    #: Records writes when the image is opened (flag `auto`).
+    recording: bool
+    #: Somebody has the image open for writing, or died so: the stored bits are worthless (flag `in-use`).
+    in_use: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInfo:
     """What an image file says of itself (nothing behind it is opened)."""
 
@@ -29,6 +40,11 @@ class ImageInfo:
     data_file: str | None
     #: Marked corrupt by QEMU.
     corrupt: bool
+    #: The backing file's name as QEMU would open it: absolute if `path` was, or of a protocol (`nbd://…`).
+    full_backing: str | None = None
+    #: Was not closed cleanly, and its reference counts must be repaired before it is written to.
+    dirty: bool = False
+    bitmaps: tuple[StoredBitmap, ...] = ()
 
 
 def create(
@@ -62,7 +78,21 @@ def info(path: Path, *, format: str | None = None) -> ImageInfo:
         backing_format=_text(answer.get("backing-filename-format")),
         data_file=_text(details.get("data-file")),
         corrupt=bool(details.get("corrupt")),
+        full_backing=_text(answer.get("full-backing-filename")),
+        dirty=bool(answer.get("dirty-flag")),
+        bitmaps=_bitmaps(details.get("bitmaps")),
     )
+
+
+def _bitmaps(listed: object) -> tuple[StoredBitmap, ...]:
+    records = listed if isinstance(listed, list) else []
+    return tuple(_bitmap(record) for record in records if isinstance(record, dict))
+
+
+def _bitmap(record: dict[str, object]) -> StoredBitmap:
+    flags = record.get("flags")
+    known = flags if isinstance(flags, list) else []
+    return StoredBitmap(name=str(record.get("name")), recording="auto" in known, in_use="in-use" in known)
 
 
 def _object(output: bytes) -> dict[str, object]:

@@ -12,7 +12,6 @@ workers stop at their next block, and no thread is left when `copy` returns.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,11 +24,11 @@ from pullback.extents import Extent, between, merge, split, total
 from pullback.progress import Cancel
 from pullback.units import GiB, KiB, MiB
 
-#: Bytes of one read. 256 KiB cost a fifth more CPU in our own process, 2 MiB and more gained nothing.
+#: Bytes of one read. 256 KiB cost a tenth more CPU in our own process, 2 MiB gained nothing.
 BLOCK_SIZE = 1 * MiB
-#: Threads of one copy. On two cores (3 GiB, qemu-nbd to qemu-nbd, SHA-256) two threads cost 7.0 s of
-#: CPU in all programs together, four 8.2 s, and were no faster: so no more than there are cores.
-WORKERS = max(2, min(4, len(os.sched_getaffinity(0))))
+#: Threads of one copy. Two cost 10 % less CPU in all programs together, but on a host that is busy
+#: otherwise (two cores, load 6; 3 GiB, qemu-nbd to qemu-nbd, SHA-256) took 11.6 s against 10.4 s.
+WORKERS = 4
 #: Bytes between two flushes where the caller wants to hear of durable data.
 SETTLE_BYTES = 512 * MiB
 #: Zeroes are looked for in units of a qcow2 cluster: a smaller hole would save nothing there.

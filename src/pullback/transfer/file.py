@@ -139,8 +139,7 @@ class FileChannel:
     def close(self) -> None:
         """Close the descriptor; twice is fine."""
         descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        _close(descriptor)
 
     def __enter__(self) -> FileChannel:
         return self
@@ -236,8 +235,7 @@ class FileEndpoint:
     def close(self) -> None:
         """Close the file; twice is fine. Channels stay usable until they are closed themselves."""
         descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        _close(descriptor)
 
     def __enter__(self) -> FileEndpoint:
         return self
@@ -257,3 +255,13 @@ def _open(path: Path, flags: int) -> int:
         raise errors.PermissionDenied(path=str(path)) from error
     except OSError as error:
         raise _failed("open", path, 0, error) from error
+
+
+def _close(descriptor: int) -> None:
+    """A file whose FUSE server died says so even at closing (ENOTCONN); it is closed all the same."""
+    if descriptor >= 0:
+        try:
+            os.close(descriptor)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise

@@ -21,8 +21,6 @@ from pullback.model.xml.source import elements, text_of
 
 _NUMBER = re.compile(r"[0-9]{1,30}", re.ASCII)
 _BLANK = " \t\r\n"
-#: Attributes of one element; the most that any of ours knows is eight.
-_MAX_ATTRIBUTES = 32
 
 
 class Kind(Enum):
@@ -130,9 +128,6 @@ def _refuse_text(element: etree._Element, place: Place) -> None:
 
 
 def _attributes(element: etree._Element, shape: Shape, place: Place) -> dict[str, object]:
-    # lxml takes quadratic time for the attributes of one element: 20000 took two seconds.
-    if len(element.attrib) > _MAX_ATTRIBUTES:
-        raise place.bad(f"has more than {_MAX_ATTRIBUTES} attributes")
     values: dict[str, object] = {}
     for key, text in element.attrib.items():
         name = str(key)

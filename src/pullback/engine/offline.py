@@ -1,0 +1,313 @@
+"""A machine that is off: its images, in a storage daemon of ours.
+
+Nobody writes, so nothing is fleeced: a snapshot is the bitmaps' transaction, stored in the images at
+once (`storage`), and the disks' own nodes are exported. Checkpoints that a running machine made go
+on here, and those made here go on in a running machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pullback import errors, machine, state
+from pullback.engine import capabilities, exports, imagelock, images, pause, recovery, transaction
+from pullback.engine.monitor import process_token
+from pullback.engine.names import Names, prefix
+from pullback.engine.storage import Storage, opened
+from pullback.engine.undoing import despite
+from pullback.model import checkpoints, urls
+from pullback.model.backups import DiskRequest, Frozen, SnapshotRequest, Window
+from pullback.model.disks import Disk
+from pullback.model.exports import Export, NbdAddress
+
+#: How long cleaning up may take before we give the terminal back (SIGTERM: 10 s in all).
+_CLEAN_SECONDS = 9.0
+#: What job records have in place of a monitor's socket.
+_NO_SOCKET = Path("images")
+
+
+@asynccontextmanager
+async def connect(
+    wanted: urls.ImagesMachine,
+    directories: state.Directories,
+    *,
+    command: str,
+    name: str | None = None,
+    anonymous: bool = False,
+) -> AsyncIterator[OfflineMachine]:
+    """The machine that has these images, locked for us and against every start of it.
+
+    `name` is what it is called in repositories; `anonymous` lets it pass without one.
+
+    Raises `ImagesUnnamed`, `BusyError` (another pullback, or a QEMU that has an image open),
+    `ImageUnusable`, `PermissionDenied`.
+    """
+    if name is None and not anonymous:
+        raise errors.ImagesUnnamed()
+    identity = name or str(wanted.images[0].path)
+    with ExitStack() as held:
+        _lock(held, wanted, directories, command, identity)
+        cleared = _forget_dead(directories, identity)
+        found = await asyncio.to_thread(images.inspect, wanted.images)
+        for path in sorted({path.resolve() for image in found for path in image.quiet()}):
+            held.enter_context(imagelock.unwritten(path))
+        job = held.enter_context(_job(directories, identity, command))
+        async with opened(found, Path(job.record.runtime)) as storage:
+            await _require_same(found, wanted)
+            version = capabilities.version_text(await storage.qmp.execute("query-version"))
+            yield OfflineMachine(storage, job, identity, version, cleared)
+
+
+def _lock(
+    held: ExitStack, wanted: urls.ImagesMachine, directories: state.Directories, command: str, identity: str
+) -> None:
+    # In one order, so that of two who lock the same images one gets all.
+    for path in sorted({image.path.resolve() for image in wanted.images}):
+        held.enter_context(state.lock(directories, f"image {path}", command=command, title=f"the image {path}"))
+    held.enter_context(state.lock(directories, f"machine {identity}", command=command, title=identity))
+
+
+def _forget_dead(directories: state.Directories, identity: str) -> list[str]:
+    """Remove the files of dead jobs of this machine (its lock is ours), unless the QEMU of one still lives."""
+    cleared = []
+    for job in state.jobs_of(directories, socket=_NO_SOCKET, machine=identity):
+        record = job.record
+        if record.machine == identity and not _lives(record.qemu):
+            recovery.forget(job)
+            cleared.append(record.job)
+    return cleared
+
+
+def _lives(token: str) -> bool:
+    pid = token.partition(":")[0]
+    return bool(token) and pid.isdecimal() and process_token(int(pid)) == token
+
+
+@contextmanager
+def _job(directories: state.Directories, identity: str, command: str) -> Iterator[state.Job]:
+    """A record, so that the next run removes our private directory if we are killed."""
+    job = state.begin_job(directories, job=secrets.token_hex(4), socket=_NO_SOCKET, machine=identity, command=command)
+    try:
+        yield job
+    finally:
+        recovery.forget(job)
+
+
+async def _require_same(found: Sequence[images.Image], wanted: urls.ImagesMachine) -> None:
+    """We looked at the images before we had their locks: what we opened must still be what is there."""
+    again = await asyncio.to_thread(images.inspect, wanted.images)
+    for before, now in zip(found, again, strict=True):
+        if before.repaired() != now:
+            raise errors.BusyError(what=str(now.path), holder="it was changed by another process just now")
+
+
+class OfflineMachine:
+    """See `machine.Machine`. Made by `connect`."""
+
+    def __init__(self, storage: Storage, job: state.Job, name: str, version: str, cleared: Sequence[str]) -> None:
+        self._storage = storage
+        self._job = job
+        self._name = name
+        self._version = version
+        self._cleared = tuple(cleared)
+
+    @property
+    def name(self) -> str:
+        """Its identity, as the user gave it."""
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """The storage daemon's version, which is QEMU's."""
+        return f"QEMU {self._version}"
+
+    @property
+    def cleared(self) -> Sequence[str]:
+        """Ids of dead jobs whose files were removed when we connected."""
+        return self._cleared
+
+    async def disks(self) -> tuple[Disk, ...]:
+        """The images, in the order in which they were named."""
+        return await self._storage.disks()
+
+    async def alive(self) -> bool:
+        """Does the storage daemon still answer?"""
+        try:
+            await self._storage.qmp.execute("query-version", timeout=2.0)
+        except errors.OutcomeUnknown:
+            return False
+        return True
+
+    async def facts(self) -> Mapping[str, object]:
+        """What there is to say, as JSON values."""
+        return {
+            "machine": self.name,
+            "socket": None,
+            "status": "off",
+            "qemu": self._version,
+            "capabilities": None,
+            "jobs": {},
+            "exports": [],
+            "cleared": list(self.cleared),
+        }
+
+    @asynccontextmanager
+    async def snapshot(self, request: SnapshotRequest) -> AsyncIterator[OfflineSnapshot]:
+        """The disks as they are while the block runs, with their checkpoints."""
+        if request.fleecing is not None or request.nbd_server is not None:
+            raise errors.UsageError(problem="A machine that is off needs no engine and has no NBD server of its own")
+        made = OfflineSnapshot(self._storage, self._job, request)
+        try:
+            await pause.uninterrupted(made.freeze())
+            yield made
+        except BaseException as error:
+            await despite(error, made.abandon())
+            raise
+        await pause.uninterrupted(made.end())
+
+    async def drop_bitmaps(self, disk: Disk, names: Sequence[str]) -> None:
+        """Remove bitmaps that are worthless."""
+        assert disk.node is not None
+        actions = [transaction.Remove(node=disk.node, name=name) for name in names]
+        await pause.uninterrupted(self._change(disk.node, actions))
+
+    async def _change(self, node: str, actions: Sequence[transaction.Action]) -> None:
+        async with self._storage.writable([node]):
+            await transaction.run(self._storage.qmp, actions)
+
+    async def delete_checkpoints(self, disk: Disk, nonces: Sequence[str]) -> None:
+        """Delete checkpoints of a disk, each merged into its older neighbour."""
+        if nonces:
+            assert disk.node is not None
+            await pause.uninterrupted(self._delete(disk.node, nonces))
+
+    async def _delete(self, node: str, nonces: Sequence[str]) -> None:
+        async with self._storage.writable([node]):
+            for nonce in nonces:
+                merge = checkpoints.chain(await self._storage.bitmaps(node)).deletion(nonce)
+                if merge is not None:
+                    await transaction.run(self._storage.qmp, transaction.deletion(node, merge))
+
+
+class OfflineSnapshot:
+    """See `machine.Snapshot`."""
+
+    def __init__(self, storage: Storage, job: state.Job, request: SnapshotRequest) -> None:
+        self._storage = storage
+        self._job = job
+        self._request = request
+        self._moment = datetime.now(UTC)
+        self._disks: tuple[Frozen, ...] = ()
+        self._kept = False
+        self._closed = False
+
+    @property
+    def disks(self) -> tuple[Frozen, ...]:
+        """Where each can be read."""
+        return self._disks
+
+    @property
+    def window(self) -> Window:
+        """Nothing had to stand still."""
+        return Window()
+
+    @property
+    def moment(self) -> datetime:
+        """The instant, UTC. Any while we hold the images is as good."""
+        return self._moment
+
+    def keep(self) -> None:
+        """The backup is safe."""
+        self._kept = True
+
+    async def freeze(self) -> None:
+        """Make the checkpoints, store them, and export the disks."""
+        qmp, parts = self._storage.qmp, self._request.disks
+        actions = [action for index, part in enumerate(parts) for action in self._actions(index, part)]
+        if actions:
+            async with self._storage.writable(_node(part) for part in parts if part.checkpoint or part.since):
+                await transaction.run(qmp, actions)
+        await exports.start_server(qmp, self._job, Path(self._job.record.runtime) / "nbd.sock")
+        self._disks = tuple([await self._export(index, part) for index, part in enumerate(parts)])
+
+    def _actions(self, index: int, part: DiskRequest) -> list[transaction.Action]:
+        actions: list[transaction.Action] = []
+        if part.checkpoint is not None:
+            actions += transaction.checkpoint(_node(part), part.checkpoint, part.freeze)
+        if part.since:
+            actions += transaction.union(_node(part), self._names(index).bitmap, part.since)
+        return actions
+
+    def _names(self, index: int) -> Names:
+        return Names(self._request.job, index)
+
+    async def _export(self, index: int, part: DiskRequest) -> Frozen:
+        names = self._names(index)
+        name = f"{prefix(self._request.job)}{part.disk.target}-data"
+        address = NbdAddress(socket=Path(self._job.record.runtime) / "nbd.sock", export=name)
+        bitmaps = [names.bitmap] if part.since else []
+        await exports.add_nbd(self._storage.qmp, id=names.export("data"), node=_node(part), name=name, bitmaps=bitmaps)
+        export = Export(
+            size=part.disk.size,
+            data=address,
+            allocation=address,
+            changes=address if part.since else None,
+            changes_context=f"qemu:dirty-bitmap:{names.bitmap}" if part.since else None,
+        )
+        reason = "the machine is off"
+        return Frozen(disk=part.disk, export=export, fleecing=None, reason=reason, checkpoint=part.checkpoint)
+
+    async def close(self) -> None:
+        """Let go of the exports now."""
+        await pause.uninterrupted(self._close())
+
+    async def _close(self) -> None:
+        if self._closed:
+            return
+        qmp = self._storage.qmp
+        await exports.remove(qmp, prefix(self._request.job))
+        await exports.stop_server(qmp, self._job)
+        gone = []
+        for index, part in enumerate(self._request.disks):
+            name = self._names(index).bitmap
+            if name in {bitmap.name for bitmap in await self._storage.bitmaps(_node(part))}:
+                gone.append(transaction.Remove(node=_node(part), name=name))
+        await transaction.run(qmp, gone)
+        self._closed = True
+
+    async def end(self) -> None:
+        """The block was left in good order."""
+        await self._close()
+        if not self._kept:
+            await self._take_back()
+
+    async def abandon(self) -> None:
+        """Something failed: nothing stays, and what the new checkpoints recorded is merged back."""
+        async with asyncio.timeout(_CLEAN_SECONDS):
+            await self.end()
+
+    async def _take_back(self) -> None:
+        """Those of the new checkpoints that are there: making them may have failed half way."""
+        actions: list[transaction.Action] = []
+        nodes = []
+        for part in self._request.disks:
+            there = {bitmap.name for bitmap in await self._storage.bitmaps(_node(part))}
+            if part.checkpoint is not None and part.checkpoint.bitmap in there:
+                actions += transaction.take_back(_node(part), part.checkpoint, part.freeze)
+                nodes.append(_node(part))
+        if actions:
+            async with self._storage.writable(nodes):
+                await transaction.run(self._storage.qmp, actions)
+
+
+def _node(part: DiskRequest) -> str:
+    assert part.disk.node is not None, "every image has its node"
+    return part.disk.node
+
+
+_: type[machine.Machine] = OfflineMachine  # the interface is kept, says mypy
