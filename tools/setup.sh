@@ -45,6 +45,12 @@ quietly() {
     return "$status"
 }
 
+# Libvirt's schemas, which tests compare documents with, moved to another package (Debian 13).
+SCHEMAS=/usr/share/libvirt/schemas/domainbackup.rng
+schema_package() {
+    if apt-cache show libvirt-common >/dev/null 2>&1; then echo libvirt-common; else echo libvirt0; fi
+}
+
 missing_packages() {
     local installed name
     # dpkg-query fails for names it does not know, and still prints the others.
@@ -52,10 +58,16 @@ missing_packages() {
     for name in $(packages); do
         grep -qx "$name installed" <<<"$installed" || echo -n "$name "
     done
+    [ -e "$SCHEMAS" ] || schema_package
 }
 
 apt_install() {
     apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=600 "$@"
+}
+
+update_lists() {
+    say "bringing the lists of packages up to date"
+    quietly apt-get update -o DPkg::Lock::Timeout=600
 }
 
 install_packages() {
@@ -65,16 +77,19 @@ install_packages() {
     [ -n "$missing" ] || return 0
     if [ "$(id -u)" != 0 ]; then
         say "packages are missing; as root run" >&2
-        echo "  apt-get install --no-install-recommends $missing" >&2
+        echo "  apt-get install --no-install-recommends" $missing >&2
         exit 1
     fi
-    say "installing packages: $missing"
     export DEBIAN_FRONTEND=noninteractive
+    if ! compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null; then
+        update_lists
+        missing=$(missing_packages)
+    fi
+    say "installing packages:" $missing
     # With lists that are there and fresh, no update is needed.
     # shellcheck disable=SC2086
     apt_install $missing >/dev/null 2>&1 </dev/null || {
-        say "bringing the lists of packages up to date"
-        quietly apt-get update -o DPkg::Lock::Timeout=600
+        update_lists
         quietly apt_install $missing
     }
 }
@@ -106,7 +121,7 @@ make_venv() {
 }
 
 case ${1-} in
-    packages) packages; exit ;;
+    packages) echo "$(packages) $(schema_package)"; exit ;;
     '') ;;
     *) echo "usage: tools/setup.sh [packages]" >&2; exit 2 ;;
 esac

@@ -17,7 +17,7 @@ from pullback.model.backups import Fleecing, Level
 from pullback.model.points import Mode
 from pullback.programs import qemu
 from pullback.units import MiB
-from relay import Message, Way, refusal
+from relay import Message, Relay, Way, refusal
 from storm import random_operation
 from victim import Victim, eventually, running
 
@@ -149,6 +149,11 @@ class History:
             if not guard_too:
                 eventually(lambda: running(self._box), seconds=3, what="running again")
                 eventually(lambda: victim.jobs() == [], seconds=10, what="cleared by the guard")
+        if guard_too:
+            # By the same socket: the record names the process behind it, which is the relay's.
+            with Relay(victim.relay.path, self._box.qmp) as relay:
+                assert self._box.cli("info", f"qmp:{relay.path}").returncode == 0
+            assert running(self._box)
 
     def refused(self) -> None:
         """A backup of which some command is refused."""
@@ -237,6 +242,25 @@ def live(make_box: MakeBox, seed: int, steps: int, deadline: float) -> int:
             error.add_note(f"seed {seed}, history: {' '.join(history.log)}")
             raise
     return steps
+
+
+@pytest.mark.parametrize("engine", list(Fleecing))
+def test_a_block_that_became_zero_half_noticed_and_half_not_is_zero_in_the_point(
+    make_box: MakeBox, engine: Fleecing
+) -> None:
+    """Found by a random history: written zeroes (in the bitmap) beside what a shrink took away (in no bitmap)."""
+    box = make_box(qemu.Disk(id="vda", path=Path("a.qcow2")), size=4 * MiB)
+    box.write("vda", 0x11, 0, 4 * MiB)
+    box.backup(fleecing=engine)
+    box.zero("vda", MiB, 3 * CLUSTER)
+    for size in (MiB + 4 * CLUSTER, 4 * MiB):
+        box.command("block_resize", {"node-name": "vda-format", "size": size})
+    box.zero("vda", MiB + 3 * CLUSTER, CLUSTER)
+    box.model["vda"][MiB:] = bytes(3 * MiB)
+    report = box.backup(fleecing=engine)
+    assert report.point.disk("vda").mode is Mode.INCREMENTAL
+    assert box.restored() == box.image()
+    assert box.verify(all=True).damaged == ()
 
 
 @pytest.mark.parametrize("seed", [1, 2])

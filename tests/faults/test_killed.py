@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kit import Box, MakeBox
+from pullback.model import urls
 from pullback.model.points import Mode
 from pullback.programs import qemu
 from pullback.units import KiB, MiB
@@ -80,7 +81,9 @@ class Sweep:
                 left = [item for item in box.leftovers() if ".partial-" not in item]
                 assert left == [], f"{where} ({name})"
         self._write(box, 2)
-        self._prove(box, f"{where} ({name})")
+        # By the same socket: the record names the process behind it, which is the relay's.
+        with Relay(victim.relay.path, box.qmp) as relay:
+            self._prove(box, relay, f"{where} ({name})")
 
     def _write(self, box: Box, slot: int) -> None:
         """Before, right after the kill, and later: a gap would swallow one of them."""
@@ -88,8 +91,8 @@ class Sweep:
         box.write("vda", self._value, (2 + 3 * slot + self._value % 3) * 64 * KiB + 512, 64 * KiB)
         box.zero("vda", (12 + slot) * 64 * KiB, 64 * KiB)
 
-    def _prove(self, box: Box, where: str) -> None:
-        report = box.backup()
+    def _prove(self, box: Box, relay: Relay, where: str) -> None:
+        report = box.backup(machine=urls.QmpMachine(socket=relay.path))
         assert running(box), where
         assert report.broken == (), where
         assert {disk.mode for disk in report.point.disks} == {Mode.INCREMENTAL}, where

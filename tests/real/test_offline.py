@@ -18,7 +18,7 @@ import pytest
 
 from kit import CLUSTER, Box, MakeBox, last_json
 from mounts import Mount, empty, fill
-from pullback import errors
+from pullback import errors, state
 from pullback.engine import storage
 from pullback.flows import backup as backup_flow
 from pullback.model import urls
@@ -200,7 +200,7 @@ def test_a_raw_backing_file_that_somebody_writes_to_is_refused_as_busy(make_box:
         off(box, machine=machine)
 
 
-def during(box: Box, monkeypatch: pytest.MonkeyPatch, what: Callable[[], None], **changes: Any) -> backup_flow.Report:
+def during(box: Box, monkeypatch: pytest.MonkeyPatch, what: Callable[[], object], **changes: Any) -> backup_flow.Report:
     """Do `what` while the data is copied."""
 
     def copying(*words: Any, **options: Any) -> Any:
@@ -229,6 +229,38 @@ def test_no_machine_can_be_started_on_the_images_meanwhile(
     assert all("lock" in message for message in said)
     with on(box):
         box.write("vda", 0x11, 0, 512)
+
+
+@contextlib.contextmanager
+def reader(path: Path) -> Iterator[None]:
+    """Somebody reads the image while the block runs."""
+    line: list[str | Path] = ["qemu-io", "-r", "-f", "qcow2", path]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("length\n")
+        child.stdin.flush()
+        assert child.stdout.readline(), "it has opened the image"
+        yield
+        child.stdin.close()
+
+
+def test_an_image_that_somebody_reads_can_take_no_checkpoint_and_is_refused_as_busy(small: Box) -> None:
+    with reader(small.disks[0].path), pytest.raises(errors.BusyError, match="in use by another process"):
+        off(small)
+    assert modes(off(small)) == {"vda": Mode.INCREMENTAL}
+
+
+def test_a_reader_that_comes_in_the_middle_only_delays_the_release(small: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    scribble(small, 0x12)
+    with contextlib.ExitStack() as readers:
+        come = [readers.enter_context]
+        report = during(small, monkeypatch, lambda: come and come.pop()(reader(small.disks[0].path)))
+    assert any("an older checkpoint stays for now" in note for note in report.notes)
+    assert len(stored(small)["vda"]) == 2
+    assert modes(off(small)) == {"vda": Mode.INCREMENTAL}
+    assert len(stored(small)["vda"]) == 1
+    assert small.restored() == small.image()
 
 
 def test_a_second_backup_of_the_same_images_is_refused_as_busy(stopped: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,6 +531,24 @@ def test_sigterm_at_any_moment_leaves_nothing_and_no_gap(small: Box) -> None:
         assert len(stored(box)["vda"]) == 1, where
 
 
+def test_what_a_dead_job_of_the_running_machine_left_is_removed_and_the_other_way_round(small: Box) -> None:
+    box = small
+    dead = state.begin_job(
+        box.directories, job="0123abcd", socket=box.qmp, machine="web01", command="backup", qemu="1:1"
+    )
+    box.scratch.mkdir()
+    dead.record.scratch = [str(box.scratch / "pullback-0123abcd-scr0")]
+    (box.scratch / "pullback-0123abcd-scr0").touch()
+    dead.save()
+    off(box)
+    code, _ = struck(box, signal.SIGKILL, "block-export-add", 1)
+    assert code == -signal.SIGKILL
+    gone(box)
+    with on(box):
+        assert modes(box.backup()) == {"vda": Mode.INCREMENTAL}
+        assert box.leftovers() == []
+
+
 def test_when_the_storage_daemon_dies_nothing_is_lost(small: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     scribble(small, 0x12)
 
@@ -531,16 +581,15 @@ def test_checkpoints_that_cannot_be_stored_fail_the_backup_and_the_next_says_tha
     for number in range(5):
         process.run(["qemu-img", "bitmap", "--add", small.disks[0].path, f"foreign{number}"], timeout=20)
     scribble(small, 0x12)
-    move(small, mount.tmpfs(4 * MiB))
+    move(small, mount.tmpfs(8 * MiB))
     with filled(small.disks[0].path.parent, leave=0), monkeypatch.context() as patch:
-        patch.setattr(storage, "_BITMAP_ROOM", 0)
-        patch.setattr(storage, "_SPARE_ROOM", 0)
+        patch.setattr(storage, "_has_room", lambda *_: True)
         with pytest.raises(errors.CheckpointsNotStored, match="No space left"):
             off(small)
     assert wrecks(small) != []
     report = small.backup(machine=images(small), name="web01")
     assert report.broken == ("vda",)
-    assert modes(off(small)) == {"vda": Mode.INCREMENTAL}
+    assert modes(small.backup(machine=images(small), name="web01")) == {"vda": Mode.INCREMENTAL}
     assert small.restored() == small.image()
 
 
@@ -586,12 +635,24 @@ def test_an_image_that_was_not_closed_cleanly_is_repaired_first(make_box: MakeBo
         box.write("vda", value, value * 4 * CLUSTER, MiB)
         qemu.hmp(box.hmp, 'qemu-io -d /machine/peripheral/vda/virtio-backend "flush"')
         box.kill()
-        assert qemu_img.info(box.disks[0].path).dirty
+        assert backup_off(box, "--dry-run").returncode == 0
+        assert qemu_img.info(box.disks[0].path).dirty, "a look does not change it"
         report = off(box)
         assert report.broken == ("vda",)
         assert not qemu_img.info(box.disks[0].path).dirty
         assert qemu_img.check(box.disks[0].path) is None
         assert box.restored() == box.image()
+
+
+def test_an_image_that_is_marked_corrupt_is_read_whole_and_not_written_to(small: Box) -> None:
+    path = small.disks[0].path
+    header = bytearray(path.read_bytes())
+    header[79] |= 2  # incompatible features, bit 1 (docs/interop/qcow2.txt)
+    path.write_bytes(header)
+    report = off(small)
+    assert "corrupt" in (report.point.disk("vda").reason or "")
+    assert path.read_bytes() == header
+    assert small.restored() == small.image()
 
 
 def test_an_old_qcow2_is_read_whole_and_that_is_said(make_box: MakeBox) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 import kit
 from pullback import repo, state
-from pullback.programs import qemu
+from pullback.programs import qemu, qemu_img
 
 PAGE = Path(__file__).parents[2] / "docs" / "exit-codes.md"
 Done = subprocess.CompletedProcess[str]

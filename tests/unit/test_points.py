@@ -389,7 +389,7 @@ def test_a_date_is_the_end_of_that_local_day(zone: str) -> None:
         with pytest.raises(errors.UnknownPoint):
             choose("2026-11-23", A, B)
     assert choose("2026-11-24", A, B) == B
-    assert choose("9999-12-30", A, B) == B
+    assert choose("2999-12-30", A, B) == B
 
 
 def test_a_time_means_the_last_point_not_after_it(zone: str) -> None:

@@ -53,6 +53,8 @@ class Node:
     file: str = ""
     size: int = 0
     read_only: bool = False
+    #: Bytes of a cluster; 65536 where the format has none.
+    cluster: int = 65536
     bitmaps: tuple[Bitmap, ...] = ()
     #: qcow2 compatibility level, "" otherwise.
     compat: str = ""
@@ -134,6 +136,7 @@ def _node(record: Mapping[str, object]) -> Node:
         file=replies.optional_text(record, "file"),
         size=replies.integer(image, "virtual-size", "image"),
         read_only=replies.flag(record, "ro"),
+        cluster=replies.integer(image, "cluster-size", "image") if "cluster-size" in image else 65536,
         bitmaps=_bitmaps(record.get("dirty-bitmaps")),
         compat=_compat(image),
         unsafe=replies.flag(cache, "no-flush"),
@@ -241,6 +244,7 @@ def with_medium(disk: Disk, root: str, node: Node, *, read_only: bool, graph: Gr
         format=node.driver,
         image=node.file,
         size=node.size,
+        cluster=max(node.cluster, 512),
         read_only=read_only,
         bitmaps=node.bitmaps,
         buried=tuple(name for name in behind if checkpoints.parse(name)),

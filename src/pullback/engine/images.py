@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pullback import errors
@@ -72,10 +72,6 @@ class Image:
                 yield layer.path
             if layer.data_file is not None:
                 yield layer.data_file
-
-    def repaired(self) -> Image:
-        """As it is when it has been opened: what can be repaired is."""
-        return replace(self, dirty=self.dirty and not self.writable)
 
 
 def inspect(wanted: Sequence[urls.Image]) -> tuple[Image, ...]:
@@ -240,22 +236,14 @@ def backing_node(index: int, depth: int) -> str:
     return f"{node(index)}-b{depth}" if depth else node(index)
 
 
-def blockdevs(image: Image, index: int, *, read_only: bool) -> list[tuple[Path, dict[str, object]]]:
-    """All nodes of an image for `blockdev-add`, in order, each with the file it is about.
-
-    `read_only` is for the image itself; what lies under it always is.
-    """
-    found = [(layer.path, options) for layer, options in _below_top(image, index)]
-    return [*found, *((image.path, options) for options in top(image, index, read_only=read_only))]
-
-
-def _below_top(image: Image, index: int) -> Iterator[tuple[Layer, dict[str, object]]]:
-    for depth in reversed(range(1, len(image.layers))):
-        yield from ((image.layers[depth], options) for options in _layer(image, index, depth, read_only=True))
+def blockdevs(image: Image, index: int) -> Iterator[tuple[Path, dict[str, object]]]:
+    """All nodes of an image for `blockdev-add`, read-only, in order, each with the file it is about."""
+    for depth in reversed(range(len(image.layers))):
+        yield from ((image.layers[depth].path, options) for options in _layer(image, index, depth, read_only=True))
 
 
 def top(image: Image, index: int, *, read_only: bool) -> list[dict[str, object]]:
-    """The nodes of the image itself, for `blockdev-reopen` too. Its data file is only ever read."""
+    """The nodes of the image itself, for `blockdev-reopen`. Its data file is only ever read."""
     return list(_layer(image, index, 0, read_only=read_only))
 
 

@@ -102,7 +102,7 @@ async def _require_same(found: Sequence[images.Image], wanted: urls.ImagesMachin
     """We looked at the images before we had their locks: what we opened must still be what is there."""
     again = await asyncio.to_thread(images.inspect, wanted.images)
     for before, now in zip(found, again, strict=True):
-        if before.repaired() != now:
+        if before != now:
             raise errors.BusyError(what=str(now.path), holder="it was changed by another process just now")
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from pullback import errors
 from pullback.engine import graph, imagelock, images, monitor, pause
 from pullback.engine.images import Image
+from pullback.engine.undoing import despite
 from pullback.model import checkpoints, disks
 from pullback.model.disks import Bitmap, Disk
 from pullback.programs import qemu_img, storage_daemon
@@ -29,6 +30,8 @@ from pullback.units import KiB, MiB
 #: Opening, closing and syncing an image wait for the host's disks.
 _OPEN_SECONDS = 120.0
 _QUIT_SECONDS = 30.0
+#: A repair reads all of an image's tables.
+_REPAIR_SECONDS = 3600.0
 #: Bytes that a bitmap takes in an image besides its bits (its table, and the last cluster), and that are kept free.
 _BITMAP_ROOM = 256 * KiB
 _SPARE_ROOM = MiB
@@ -42,29 +45,27 @@ class Storage:
         self.images = tuple(found)
         #: Nodes that are open for writing.
         self._writable: set[str] = set()
+        #: Numbers of images that were not closed cleanly; looking at them does not change them.
+        self._unrepaired = {index for index, image in enumerate(self.images) if image.dirty}
 
     async def open(self) -> None:
         """Open all images. Raises `BusyError` for one that somebody else has open for writing."""
         for index, image in enumerate(self.images):
-            # QEMU repairs an image that was not closed cleanly when it opens it for writing, and only then.
-            repair = image.dirty and image.writable
-            for path, options in images.blockdevs(image, index, read_only=not repair):
+            for path, options in images.blockdevs(image, index):
                 await self._add(path, options)
-            if repair:
-                self._writable.add(images.node(index))
-                await pause.uninterrupted(self._settle([index]))
 
-    async def _add(self, path: Path, options: dict[str, object]) -> None:
+    async def _add(self, path: Path, options: dict[str, object], *, timeout: float = _OPEN_SECONDS) -> None:
         try:
-            await self.qmp.execute("blockdev-add", options, timeout=_OPEN_SECONDS)
+            await self.qmp.execute("blockdev-add", options, timeout=timeout)
         except errors.RefusedError as error:
-            if "Failed to get" in error.reason and "lock" in error.reason:
+            if _is_locked(error):
                 raise imagelock.in_use(path) from error
             raise errors.ImageUnusable(path=str(path), reason=f"QEMU says: {error.reason}") from error
 
     async def bitmaps(self, node: str) -> tuple[Bitmap, ...]:
-        """The bitmaps of a node, as they are now."""
-        return (await self._nodes())[node].bitmaps
+        """The bitmaps of a node, as they are now; none if it could not be opened again for a repair."""
+        found = (await self._nodes()).get(node)
+        return found.bitmaps if found is not None else ()
 
     async def _nodes(self) -> dict[str, graph.Node]:
         return graph.parse_nodes(await self.qmp.execute("query-named-block-nodes", {"flat": True}))
@@ -90,10 +91,12 @@ class Storage:
         chosen = [index for index in range(len(self.images)) if images.node(index) in wanted]
         try:
             for index in chosen:
-                await self._reopen(index, read_only=False)
+                await self._make_writable(index)
             yield
-        finally:
-            await self._settle(chosen)
+        except BaseException as error:
+            await despite(error, self._settle(chosen))
+            raise
+        await self._settle(chosen)
 
     async def _settle(self, chosen: Sequence[int]) -> None:
         """Read-only again, each as far as it can be; then the first failure is raised."""
@@ -110,6 +113,25 @@ class Storage:
         if failed:
             raise failed[0]
 
+    async def _make_writable(self, index: int) -> None:
+        if index in self._unrepaired:
+            await self._repair(index)
+        else:
+            await self._reopen(index, read_only=False)
+
+    async def _repair(self, index: int) -> None:
+        """Open an image anew: QEMU repairs one that was not closed cleanly when it opens it for writing, and only then.
+
+        Reopened for writing it would not be repaired, and be written to by wrong reference counts.
+        """
+        image = self.images[index]
+        for options in reversed(images.top(image, index, read_only=True)):
+            await self.qmp.execute("blockdev-del", {"node-name": options["node-name"]})
+        for options in images.top(image, index, read_only=False):
+            await self._add(image.path, options, timeout=_REPAIR_SECONDS)
+        self._writable.add(images.node(index))
+        self._unrepaired.discard(index)
+
     async def _reopen(self, index: int, *, read_only: bool) -> None:
         node = images.node(index)
         if read_only == (node not in self._writable):
@@ -122,6 +144,8 @@ class Storage:
         except errors.RefusedError as error:
             if not read_only:
                 self._writable.discard(node)
+            if _is_locked(error):  # somebody reads it, and lets nobody write meanwhile
+                raise imagelock.in_use(self.images[index].path) from error
             if error.error_class == "CommandNotFound":
                 raise errors.Unsupported(
                     what="storing checkpoints in stopped images", reason="qemu-storage-daemon is older than 6.1"
@@ -131,17 +155,28 @@ class Storage:
             self._writable.discard(node)
 
     async def _prove(self, index: int) -> None:
-        node = (await self._nodes())[images.node(index)]
-        await asyncio.to_thread(_prove, self.images[index].path, node.bitmaps)
+        wanted = await self.bitmaps(images.node(index))
+        await asyncio.to_thread(_prove, self.images[index].path, wanted)
 
     async def unstored(self) -> errors.CheckpointsNotStored | None:
         """After the daemon's end: what became of images that could not be made read-only before?"""
         for index, image in enumerate(self.images):
-            if images.node(index) in self._writable:
-                stored = (await asyncio.to_thread(qemu_img.info, image.path, format="qcow2")).bitmaps
-                if any(bitmap.in_use for bitmap in stored):
-                    return errors.CheckpointsNotStored(path=str(image.path), reason="they are left marked as in use")
+            if images.node(index) in self._writable and (problem := await asyncio.to_thread(_wrecked, image.path)):
+                return errors.CheckpointsNotStored(path=str(image.path), reason=problem)
         return None
+
+
+def _is_locked(error: errors.RefusedError) -> bool:
+    return "Failed to get" in error.reason and "lock" in error.reason
+
+
+def _wrecked(path: Path) -> str | None:
+    """Why the bitmaps in a file are worthless, or None if they are not."""
+    try:
+        stored = qemu_img.info(path, format="qcow2").bitmaps
+    except errors.ProgramFailed as error:
+        return error.message
+    return "they are left marked as in use" if any(bitmap.in_use for bitmap in stored) else None
 
 
 def _prove(path: Path, wanted: Sequence[Bitmap]) -> None:

@@ -41,6 +41,8 @@ from pullback.transfer.frozen import FrozenEndpoint
 
 #: The allocation and the changes of so many bytes are held in memory at a time.
 WINDOW = 4 * units.GiB
+#: Zeroes are stored as holes in units of this, the cluster of the repository's images.
+GRAIN = 64 * units.KiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +334,7 @@ class _Backup:
                 if disk.target in marks and disk.node is not None and disk.untrackable is None:
                     owned = planning.to_release(planning.chain_of(disk), self._directory.id, marks[disk.target])
                     await self._machine.delete_checkpoints(disk, owned)
-        except (errors.RefusedError, errors.CheckpointsNotStored) as error:
+        except (errors.RefusedError, errors.BusyError, errors.CheckpointsNotStored) as error:
             self._note(f"an older checkpoint stays for now: {error}")
 
     def _report(self, point: Point, snapshot: Snapshot, plans: tuple[DiskPlan, ...]) -> Report:
@@ -385,7 +387,7 @@ class _Copying:
         self._unit = frozen.export.trim_unit
         self._progress = progress
         self._cancel = cancel
-        self._suspects: list[increments.Block] = []
+        self._suspects: list[Extent] = []
         self._trims = contextlib.ExitStack()
         self._trimmer = self._trims.enter_context(source.channel()) if self._unit else None
 
@@ -430,8 +432,10 @@ class _Copying:
             self._source.dirty(window),
             extents.zeroes(allocation),
             extents.zeroes(self._destination.extents(window)),
+            window,
             block=self._block,
             size=size,
+            grain=min(self._plan.disk.cluster, GRAIN),
         )
 
     def _observe(self, offset: int, buffer: bytearray, length: int) -> None:
@@ -441,7 +445,7 @@ class _Copying:
     def _release(self, window: Extent, step: increments.Step) -> None:
         """What of the window will never be read need not be kept in scratch."""
         if self._trimmer is not None:
-            needed = extents.union((b.read for b in step.blocks), (b.read for b in step.suspects))
+            needed = extents.union((block.read for block in step.blocks), step.suspects)
             self._trim(extents.subtract([window], needed))
 
     def _settled(self, ranges: Sequence[Extent]) -> None:
@@ -456,23 +460,18 @@ class _Copying:
             self._trimmer.trim(extent.start, extent.length)
 
     def _resolve_suspects(self) -> int:
-        """Holes that no bitmap accounts for: where the content really differs from the parent, store them."""
+        """Blocks with holes that no bitmap accounts for: those that really differ from the parent are stored."""
         if not self._suspects:
             return 0
-        before = {block.read.start: self._hashes.entry(block.read.start // self._block) for block in self._suspects}
-        looked = copy(
-            self._source,
-            None,
-            (Piece(block.read, ()) for block in self._suspects),
-            observe=self._observe,
-            block=self._block,
-            cancel=self._cancel,
-        )
+        before = [self._hashes.entry(block.start // self._block) for block in self._suspects]
+        looked = self._again(None, [Piece(block, ()) for block in self._suspects])
         changed = [
-            block
-            for block in self._suspects
-            if self._hashes.entry(block.read.start // self._block) != before[block.read.start]
+            Piece(block, (block,))
+            for block, entry in zip(self._suspects, before, strict=True)
+            if self._hashes.entry(block.start // self._block) != entry
         ]
-        zeroes = (Zero(extent) for block in changed for extent in block.write)
-        copy(self._source, self._destination, zeroes, cancel=self._cancel, block=self._block)
-        return looked.read
+        return looked + self._again(self._destination, changed)
+
+    def _again(self, destination: NbdEndpoint | None, pieces: Sequence[Piece]) -> int:
+        result = copy(self._source, destination, pieces, observe=self._observe, block=self._block, cancel=self._cancel)
+        return result.read

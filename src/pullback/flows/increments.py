@@ -36,10 +36,10 @@ class Step:
     zero: tuple[Extent, ...]
     #: Blocks known to be all zero now, of which something changed.
     zero_blocks: tuple[Extent, ...]
-    #: Blocks in which the frozen disk has holes that no bitmap accounts for, where the parent had
-    #: data (a disk shrunk and grown back): read, and compared with the parent's hash; `write` are
-    #: the holes, stored only if the hash differs.
-    suspects: tuple[Block, ...] = ()
+    #: Other blocks in or right before which the frozen disk has holes that no bitmap accounts for, where
+    #: the parent had data (a disk shrunk and grown back): read, compared with the parent's hash, and
+    #: stored if it differs.
+    suspects: tuple[Extent, ...] = ()
 
 
 def windows(size: int, block: int, length: int) -> Iterator[Extent]:
@@ -59,25 +59,38 @@ def increment(
     dirty: Iterable[Extent],
     zero: Iterable[Extent],
     parent_zero: Iterable[Extent],
+    window: Extent,
     *,
     block: int,
     size: int,
+    grain: int,
 ) -> Step:
-    """An increment of one window."""
+    """An increment of one window.
+
+    A hole that no bitmap accounts for is looked for in whole units of `grain`, the image's cluster:
+    smaller ones come from small writes into new clusters (the rest of the cluster is a hole of the
+    file), and would make their blocks be read in every increment for nothing.
+    """
     dirty, zero = list(dirty), list(zero)
     zero_blocks = list(_whole_blocks(zero, block, size))
-    unread = list(extents.intersect(dirty, zero_blocks))
-    hidden = list(extents.subtract(extents.subtract(zero, parent_zero), dirty))
+    holes = _whole_blocks(zero, grain, size)
+    hidden = list(extents.subtract(extents.subtract(holes, parent_zero), dirty))
+    # A block that is all zero now needs no look: whatever differs in it becomes zero in the image.
+    unread = list(extents.intersect(extents.union(dirty, hidden), zero_blocks))
     reads = list(extents.subtract(dirty, zero_blocks))
     read_blocks = list(extents.align_out(reads, block, size))
-    # A hidden hole in a block that is read anyway is simply stored again with it.
-    along = extents.intersect(hidden, read_blocks)
-    alone = extents.subtract(hidden, read_blocks)
+    # A disk that grows over a backing file has the rest of its last cluster zeroed by a write that no
+    # bitmap sees: what lies right before a hidden hole is looked at too.
+    near = [between(max(window.start, extent.start - grain), extent.end) for extent in hidden]
+    looked = list(extents.align_out(near, block, size))
+    # In a block that is read anyway all of it is simply stored again.
+    along = extents.intersect(looked, read_blocks)
+    alone = extents.subtract(extents.subtract(looked, read_blocks), zero_blocks)
     return Step(
         blocks=tuple(_group(extents.union(reads, along), block, size)),
         zero=tuple(unread),
         zero_blocks=tuple(extents.align_out(unread, block, size)),
-        suspects=tuple(_group(alone, block, size)),
+        suspects=tuple(extents.split(alone, block)),
     )
 
 

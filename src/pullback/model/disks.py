@@ -79,6 +79,8 @@ class Disk:
     image: str = ""
     #: Bytes.
     size: int = 0
+    #: Bytes of the format's cluster: holes of the disk are whole clusters.
+    cluster: int = 65536
     read_only: bool = False
     removable: bool = False
     #: The iothread it lives in, or None for the main loop.
