@@ -91,10 +91,10 @@ def carried_out(case: Case, step: Step) -> tuple[list[int], set[int]]:
             assert block.read.start <= extent.start
             assert extent.end <= block.read.end
             disk[extent.start : extent.end] = case.now[extent.start : extent.end]
-    for block in step.suspects:
-        hashed.add(block.start // BLOCK)
-        if case.parent[block.start : block.end] != case.now[block.start : block.end]:
-            disk[block.start : block.end] = case.now[block.start : block.end]
+    for suspect in step.suspects:
+        hashed.add(suspect.start // BLOCK)
+        if case.parent[suspect.start : suspect.end] != case.now[suspect.start : suspect.end]:
+            disk[suspect.start : suspect.end] = case.now[suspect.start : suspect.end]
     return disk, hashed
 
 
