@@ -149,6 +149,7 @@ _INFO_DISK = (
     Field("format", T, "driver of that node"),
     Field("image", T, "file name of the image"),
     Field("size", I, "bytes"),
+    Field("cluster", I, "bytes of a cluster of the image, in which holes are made"),
     Field("read_only", F, "the guest may only read"),
     Field("removable", F, "a drive with removable media"),
     Field("iothread", T, "the iothread it lives in", optional=True),
