@@ -45,7 +45,8 @@ def point(
     stored = PointDisk(
         target=target, qdev=None, serial=None, source=None, source_format=None, size=size,
         mode=Mode.INCREMENTAL if parent else Mode.FULL, reason=None, parent=parent, mark=made,
-        image=f"{target}.qcow2", hashes=f"{target}.sha256", block_size=1 << 20, digest="0" * 64, stored=0, read=0,
+        image=f"{target}.qcow2", hashes=f"{target}.sha256", block_size=1 << 20,
+        digest="0" * 64, structure="0" * 64, stored=0, read=0,
     )  # fmt: skip
     return Point(
         id=points.new_id(created, f"{step:08x}"), machine="web01", created=created, level=Level.AUTO, pullback="0.1.0",

@@ -41,6 +41,7 @@ def disk(target: str = "vda", **changes: object) -> PointDisk:
         hashes=f"{target}.sha256",
         block_size=1 << 20,
         digest="ab" * 32,
+        structure="cd" * 32,
         stored=4096,
         read=1 << 20,
     )

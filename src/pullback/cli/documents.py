@@ -114,6 +114,7 @@ _POINT_DISK = (
     Field("hashes", T, "file name of its block hashes"),
     Field("block_size", I, "bytes of a hashed block"),
     Field("digest", T, "SHA-256 over the SHA-256s of the blocks, hex"),
+    Field("structure", T, "SHA-256 of all in the image that is not data of the disk, hex"),
     Field("stored", I, "bytes that the image takes"),
     Field("read", I, "bytes that were read from the machine"),
 )

@@ -195,8 +195,6 @@ class _Backup:
         disk = plan.disk
         try:
             self._pending.create(disk.target, disk.size, parent=plan.parent)
-            if plan.parent is not None:
-                self._pending.parent_hashes(disk.target)
         except (errors.VerificationFailed, errors.Unsupported) as error:
             if plan.parent is None:
                 raise
@@ -299,6 +297,7 @@ class _Backup:
             hashes=sealed.hashes,
             block_size=sealed.block_size,
             digest=sealed.digest,
+            structure=sealed.structure,
             stored=sealed.stored,
             read=read,
         )

@@ -11,7 +11,7 @@ A manifest is one JSON object (UTF-8, sorted keys) with an own checksum:
                 "parent": {"point": "…", "target": "vda"} | null,
                 "mark": {"name": "auto.….…", "nonce": "<hex>", "first": 3, "last": 4} | null,
                 "image": "vda.qcow2", "hashes": "vda.sha256", "block_size": 1048576,
-                "digest": "<hex>", "stored": 1310720, "read": 1048576}]}
+                "digest": "<hex>", "structure": "<hex>", "stored": 1310720, "read": 1048576}]}
 
 Canonical form: sorted keys, no spaces, no escapes beyond JSON's own, UTF-8. There are no floating
 point numbers in it, because their text differs between languages.
@@ -125,6 +125,8 @@ class PointDisk:
     block_size: int
     #: SHA-256 over the SHA-256s of the blocks, hex; thus also the SHA-256 of the file `hashes`.
     digest: str
+    #: SHA-256 of all in the image that is not data of the disk, hex (`repo.structure`).
+    structure: str
     #: Bytes that the image takes in the repository.
     stored: int
     #: Bytes that were read from the machine.
@@ -262,6 +264,7 @@ def _disk_document(disk: PointDisk) -> dict[str, object]:
         "hashes": disk.hashes,
         "block_size": disk.block_size,
         "digest": disk.digest,
+        "structure": disk.structure,
         "stored": disk.stored,
         "read": disk.read,
     }
@@ -469,6 +472,7 @@ def _disk(fields: _Fields) -> PointDisk:
         hashes=fields.file_name("hashes"),
         block_size=fields.integer("block_size", MIN_BLOCK, MAX_BLOCK),
         digest=fields.pattern("digest", _SHA256),
+        structure=fields.pattern("structure", _SHA256),
         stored=fields.integer("stored", 0),
         read=fields.integer("read", 0),
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from pullback import errors
 from pullback.model.points import Point, PointDisk, showable
 from pullback.programs import qemu_img
-from pullback.repo import files, layout, qcow2
+from pullback.repo import files, layout, qcow2, structure
 from pullback.repo.digest import HashList
 from pullback.units import KiB, MiB
 
@@ -103,6 +103,14 @@ def _check_header(point: str, link: Link) -> None:
             raise ValueError("the image does not say that its backing file is a qcow2")
         if header.size != link.disk.size:
             raise ValueError(f"the image has {header.size} bytes instead of {link.disk.size}")
+
+
+def prove_structure(point: str, links: Sequence[Link]) -> None:
+    """Compare all of each image that is not the guest's data; raises `VerificationFailed`."""
+    for link in links:
+        with files.judging(point, f"{link.point.id}/{link.disk.image}"):
+            if structure.digest(link.path) != link.disk.structure:
+                raise ValueError("its structure is not what was stored")
 
 
 def graph(links: Sequence[Link]) -> dict[str, object]:

@@ -131,8 +131,10 @@ class Directory:
             yield
 
     def chain(self, point: Point, target: str) -> tuple[chain.Link, ...]:
-        """The images of a disk, top first, checked: see `chain.follow`."""
-        return chain.follow(self._machine(point.machine), point, target)
+        """The images of a disk, top first, checked (see `chain.follow`), their structure proven."""
+        links = chain.follow(self._machine(point.machine), point, target)
+        chain.prove_structure(point.id, links)
+        return links
 
     def hashes(self, point: Point, target: str) -> HashList:
         """The block hashes of a disk; raises `VerificationFailed` if they are not those of the manifest."""

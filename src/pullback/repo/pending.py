@@ -25,7 +25,7 @@ from pullback import errors
 from pullback.model import points
 from pullback.model.points import Point, PointDisk, PointRef
 from pullback.programs import qemu_img
-from pullback.repo import chain, files, layout, locks, qcow2
+from pullback.repo import chain, files, layout, locks, qcow2, structure
 from pullback.repo.digest import HashList
 
 
@@ -51,6 +51,7 @@ class Sealed:
     parent: PointRef | None
     block_size: int
     digest: str
+    structure: str
     stored: int
 
 
@@ -188,6 +189,7 @@ class PendingPoint:
     def _chain(self, parent: PointRef, size: int) -> tuple[chain.Link, ...]:
         point = layout.read_point(self._parent, parent.point)
         links = chain.follow(self._parent, point, parent.target)
+        chain.hash_list(self._parent, point, parent.target)  # found damaged only later, the image would stand already
         if links[0].disk.size != size:
             raise errors.VerificationFailed(point=parent.point, problem=f"{parent.target} has another size there")
         if len(links) >= chain.MAX_DEPTH:
@@ -232,6 +234,8 @@ class PendingPoint:
             files.sync(image)
             hashes.save(self._path / layout.hashes_name(target))
             stored = files.allocated(image)
+        with files.judging(self._path.name, layout.image_name(target)):
+            proof = structure.digest(image)
         sealed = Sealed(
             image=layout.image_name(target),
             hashes=layout.hashes_name(target),
@@ -239,6 +243,7 @@ class PendingPoint:
             parent=started.parent,
             block_size=hashes.block_size,
             digest=hashes.digest(),
+            structure=proof,
             stored=stored,
         )
         with self._lock:
@@ -288,5 +293,6 @@ def _sealed_part(disk: PointDisk) -> Sealed:
         parent=disk.parent,
         block_size=disk.block_size,
         digest=disk.digest,
+        structure=disk.structure,
         stored=disk.stored,
     )
