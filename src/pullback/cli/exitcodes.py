@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pullback import errors
+from pullback.cli import pages
 from pullback.errors import Exit, PullbackError
 from pullback.model import urls
 
@@ -184,12 +183,19 @@ MISHAPS: dict[str, tuple[Mishap, ...]] = {
 
 def page() -> str:
     """The whole page."""
-    parts = [_TOP, "## Exit codes\n", _table(("code", "meaning"), ((str(int(code)), code.meaning) for code in Exit))]
+    parts = [
+        _TOP,
+        "## Exit codes\n",
+        pages.table(("code", "meaning"), ((str(int(code)), code.meaning) for code in Exit)),
+    ]
     parts.append(_MISHAPS)
     for place, mishaps in MISHAPS.items():
         header = ("what goes wrong", "what Pullback says", "hint", "exit")
-        parts += [f"### {place}\n", _table(header, map(_mishap_row, mishaps))]
-    parts += [_CLASSES, _table(("code", "exit", "sentence", "hint", "meaning"), map(_class_row, errors.catalogue()))]
+        parts += [f"### {place}\n", pages.table(header, map(_mishap_row, mishaps))]
+    parts += [
+        _CLASSES,
+        pages.table(("code", "exit", "sentence", "hint", "meaning"), map(_class_row, errors.catalogue())),
+    ]
     return "\n".join(parts)
 
 
@@ -208,17 +214,9 @@ def _template(text: str) -> str:
     return re.sub(r"\{(\w+)[^}]*\}", r"{\1}", text)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
 def main() -> None:
     """Print the page, or write it to the file that is named."""
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(page(), encoding="utf-8")
-    else:
-        sys.stdout.write(page())
+    pages.give(page())
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import enum
 import inspect
-import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from typer.models import ArgumentInfo, OptionInfo
 
-from pullback.cli import documents
+from pullback.cli import documents, pages
 from pullback.cli.documents import Document, Field, Kind
 from pullback.cli.main import app
 
@@ -188,7 +186,7 @@ def _command(name: str, callback: Callable[..., Any]) -> Iterator[str]:
     yield f"    {_usage(name, known)}\n"
     yield f"{inspect.getdoc(callback)}\n"
     yield NOTES[name]
-    yield _table(("argument or option", "meaning"), map(_row, known))
+    yield pages.table(("argument or option", "meaning"), map(_row, known))
     for document in documents.RESULTS[name]:
         yield f"### `{name} --json`: {document.title[:1].lower()}{document.title[1:]}\n"
         yield _document(document)
@@ -217,7 +215,7 @@ def _row(parameter: Parameter) -> Sequence[str]:
 
 
 def _document(document: Document) -> str:
-    return _table(("member", "type", "meaning"), _members(document.fields, ""))
+    return pages.table(("member", "type", "meaning"), _members(document.fields, ""))
 
 
 def _members(fields: Iterable[Field], above: str) -> Iterator[Sequence[str]]:
@@ -229,17 +227,9 @@ def _members(fields: Iterable[Field], above: str) -> Iterator[Sequence[str]]:
         yield from _members(field.inside, f"{above}{field.name}{suffix}")
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
 def main() -> None:
     """Print the page, or write it to the file that is named."""
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(page(), encoding="utf-8")
-    else:
-        sys.stdout.write(page())
+    pages.give(page())
 
 
 if __name__ == "__main__":

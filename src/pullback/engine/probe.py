@@ -111,7 +111,8 @@ async def _try(exe: Path) -> Defects:
 @asynccontextmanager
 async def _sacrifice(exe: Path, directory: Path) -> AsyncIterator[monitor.Monitor]:
     for name in ("disk", "scratch"):
-        os.truncate(os.open(directory / name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600), 4 * _CLUSTER)
+        (directory / name).touch(mode=0o600)
+        os.truncate(directory / name, 4 * _CLUSTER)
     socket = directory / "qmp"
     argv: list[str | Path] = [
         exe, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S",

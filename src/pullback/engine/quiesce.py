@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,8 +136,10 @@ async def _patiently(socket: Path, job: state.Job) -> None:
 
 
 def _forget(job: state.Job) -> None:
+    """No thaw is owed. A record that still says so on disk costs one more thaw, and must not stop cleaning up."""
     job.record.frozen_agent = ""
-    job.save()
+    with suppress(errors.CannotWrite):
+        job.save()
 
 
 async def thaw_if_ours(job: state.Job) -> None:
