@@ -245,6 +245,89 @@ class BadDocument(PullbackError):
     problem: str
 
 
+@dataclass(kw_only=True, eq=False)
+class InsecureExport(PullbackError):
+    """TCP without TLS was asked for, and not by name."""
+
+    code: ClassVar[str] = "insecure-export"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "An export at {address} without TLS would show the disks to whoever can connect."
+    remedy: ClassVar[str | None] = "Give TLS credentials (--tls-x509, --tls-psk), or say --insecure if it is meant."
+    address: str
+
+
+@dataclass(kw_only=True, eq=False)
+class ExportExists(PullbackError):
+    """An export of that name is there already."""
+
+    code: ClassVar[str] = "export-exists"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "There is an export {name!r} already."
+    remedy: ClassVar[str | None] = "Stop it (`pullback export stop`), or give another name."
+    name: str
+
+
+@dataclass(kw_only=True, eq=False)
+class NoExport(PullbackError):
+    """There is no export of that name."""
+
+    code: ClassVar[str] = "no-export"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "{machine} has no export {name!r}."
+    remedy: ClassVar[str | None] = "`pullback export list` shows those that are there."
+    machine: str
+    name: str
+
+
+@dataclass(kw_only=True, eq=False)
+class SnapshotExists(PullbackError):
+    """A snapshot of that name is there already."""
+
+    code: ClassVar[str] = "snapshot-exists"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "{machine} has a snapshot {name!r} already."
+    remedy: ClassVar[str | None] = "Delete it (`pullback snapshot delete`), or give another name."
+    machine: str
+    name: str
+
+
+@dataclass(kw_only=True, eq=False)
+class NoSnapshot(PullbackError):
+    """There is no snapshot of that name."""
+
+    code: ClassVar[str] = "no-snapshot"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "{machine} has no snapshot {name!r}."
+    remedy: ClassVar[str | None] = "`pullback snapshot list` shows those that are there."
+    machine: str
+    name: str
+
+
+@dataclass(kw_only=True, eq=False)
+class NoJob(PullbackError):
+    """No backup job runs on the machine (libvirt: VIR_ERR_NO_DOMAIN_BACKUP)."""
+
+    code: ClassVar[str] = "no-job"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "No backup job runs on {machine}."
+    remedy: ClassVar[str | None] = "`pullback job begin` starts one."
+    machine: str
+
+
+@dataclass(kw_only=True, eq=False)
+class DestinationUnusable(PullbackError):
+    """A push cannot write there."""
+
+    code: ClassVar[str] = "destination-unusable"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "{place} cannot take disk {target}: {reason}."
+    remedy: ClassVar[str | None] = "{way_out}"
+    place: str
+    target: str
+    reason: str
+    way_out: str = "Name another destination."
+
+
 # -- no repository ---------------------------------------------------------------------------
 
 
@@ -531,6 +614,18 @@ class SnapshotBroken(PullbackError):
 
 
 @dataclass(kw_only=True, eq=False)
+class PushFailed(PullbackError):
+    """The hypervisor could not copy a disk to its destination; all of the push is undone."""
+
+    code: ClassVar[str] = "push-failed"
+    sentence: ClassVar[str] = "Disk {target} could not be copied to {place}: {reason}."
+    remedy: ClassVar[str | None] = "Nothing was kept of this attempt, and no checkpoint was lost. Run it again."
+    target: str
+    place: str
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
 class MachineGone(PullbackError):
     """QEMU ended, or its monitor was lost, in the middle of a job."""
 
@@ -563,6 +658,45 @@ class CleanupIncomplete(PullbackError):
     remedy: ClassVar[str | None] = "The next run, or `pullback untrack MACHINE`, tries again."
     what: str
     reason: str
+
+
+# -- checkpoints -----------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class NoCheckpoint(PullbackError):
+    """No checkpoint of the machine has that name."""
+
+    code: ClassVar[str] = "no-checkpoint"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "There is no checkpoint {checkpoint!r} of {machine}."
+    remedy: ClassVar[str | None] = "`pullback checkpoint list` shows what is there."
+    checkpoint: str
+    machine: str
+
+
+@dataclass(kw_only=True, eq=False)
+class CheckpointExists(PullbackError):
+    """A checkpoint of that name is there already."""
+
+    code: ClassVar[str] = "checkpoint-exists"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "There is a checkpoint {checkpoint!r} of {machine} already."
+    remedy: ClassVar[str | None] = "Choose another name, or delete that one first."
+    checkpoint: str
+    machine: str
+
+
+@dataclass(kw_only=True, eq=False)
+class CheckpointInconsistent(PullbackError):
+    """A checkpoint is of no use on a disk: its bitmap there is missing, or cannot be trusted."""
+
+    code: ClassVar[str] = "checkpoint-inconsistent"
+    sentence: ClassVar[str] = "Checkpoint {checkpoint} cannot be used on disk {target}: {problem}."
+    remedy: ClassVar[str | None] = "Read that disk whole, and delete the checkpoint."
+    checkpoint: str
+    target: str
+    problem: str
 
 
 # -- verification ----------------------------------------------------------------------------

@@ -10,8 +10,12 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from pullback.model.backups import Frozen, SnapshotRequest, Window
+from pullback.model.backups import Frozen, Quiescing, SnapshotRequest, Window
 from pullback.model.disks import Disk
+from pullback.model.exports import Listen, Served
+from pullback.model.pushing import PushProgress, PushRequest
+from pullback.model.snapshots import ExportWish, OpenSnapshot, Wanted
+from pullback.model.tracking import Begun, ChangeMap, Doomed, NewBitmap, Union
 
 
 class Snapshot(Protocol):
@@ -60,11 +64,74 @@ class Machine(Protocol):
     def snapshot(self, request: SnapshotRequest) -> AbstractAsyncContextManager[Snapshot]:
         """Freeze disks while the block runs. Left without `keep`, the new checkpoints are merged back."""
 
+    async def open_snapshot(self, wanted: Wanted) -> OpenSnapshot:
+        """Freeze disks until `close_snapshot`; of a running machine, the snapshot lasts when we are gone."""
+
+    async def snapshots(self) -> tuple[OpenSnapshot, ...]:
+        """The snapshots that last, with jobs that export disks themselves; oldest first."""
+
+    async def close_snapshot(self, snapshot: OpenSnapshot, *, take_back: bool) -> None:
+        """Let go of a snapshot and its exports; with `take_back` its new checkpoint is merged back."""
+
+    async def annotate(self, snapshot: OpenSnapshot) -> None:
+        """Keep a changed description of a lasting snapshot."""
+
+    async def begin_push(self, wanted: Wanted, request: PushRequest) -> OpenSnapshot:
+        """Freeze disks and let the hypervisor copy them, until `conclude_push` or `close_snapshot` (which undoes)."""
+
+    async def push_progress(self, snapshot: OpenSnapshot) -> tuple[PushProgress, ...]:
+        """How far each disk of a push is."""
+
+    async def limit_push(self, snapshot: OpenSnapshot, speed: int | None) -> None:
+        """Bytes a second for each disk from now on; None: as fast as it goes."""
+
+    async def pause_push(self, snapshot: OpenSnapshot, *, paused: bool) -> None:
+        """Let a push rest, or go on."""
+
+    async def conclude_push(self, snapshot: OpenSnapshot) -> None:
+        """All is copied: make backups of it.
+
+        Raises `BusyError` while it is not. If it failed, all is undone and the reason is raised.
+        """
+
+    async def serve(self, wishes: Sequence[ExportWish], listen: Listen) -> tuple[Served, ...]:
+        """Export snapshots and disks for others: all of them, or none.
+
+        Raises `NbdServerBusy`, `InsecureExport`, `ExportExists`, `UnknownDisk`, `Unsupported`, `DiskBusy`.
+        """
+
+    async def served(self) -> tuple[Served, ...]:
+        """What we export for others."""
+
+    async def unserve(self, exported: Sequence[Served]) -> None:
+        """Stop exports, also under clients; the server too, if they were its last."""
+
     async def drop_bitmaps(self, disk: Disk, names: Sequence[str]) -> None:
         """Remove bitmaps that are worthless."""
 
     async def delete_checkpoints(self, disk: Disk, nonces: Sequence[str]) -> None:
         """Delete checkpoints of a disk, each merged into its older neighbour."""
+
+    async def create_checkpoint(self, parts: Sequence[NewBitmap], quiescing: Quiescing) -> Begun:
+        """Make a checkpoint on several disks at one instant, and nothing else.
+
+        Raises `BusyError` while one of the bitmaps is in use, `QuiesceFailed`; nothing was done then.
+        """
+
+    async def take_back_checkpoint(self, parts: Sequence[NewBitmap]) -> None:
+        """Undo `create_checkpoint`, as far as it was done: what was recorded goes back to the older ones."""
+
+    async def delete_checkpoint(self, parts: Sequence[Doomed]) -> None:
+        """Delete a checkpoint on several disks, each at most once, in one transaction; no other loses a change.
+
+        Raises `BusyError` while one of the bitmaps is in use; nothing was done then.
+        """
+
+    async def dirty_sizes(self, unions: Sequence[Union]) -> tuple[int, ...]:
+        """The bytes that are marked in each union of bitmaps, now."""
+
+    def change_map(self, union: Union) -> AbstractAsyncContextManager[ChangeMap]:
+        """The ranges that are marked in a union of bitmaps, over NBD while the block runs."""
 
     async def alive(self) -> bool:
         """Does it still answer?"""

@@ -62,7 +62,7 @@ def checked(done: subprocess.CompletedProcess[str], command: str, variant: int =
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     *before, last = lines
     for line in before:
-        assert line["type"] in ("note", "progress")
+        assert line["type"] in ("note", "progress", "event")
         assert mismatches(line, documents.COMMON[line["type"]].fields) == []
     kind: Document = documents.COMMON["error"] if last["type"] == "error" else documents.RESULTS[command][variant]
     assert mismatches(last, kind.fields) == []
@@ -136,6 +136,33 @@ def test_every_json_document_is_as_the_docs_describe_it(box: Box) -> None:
     untracked = checked(box.cli("untrack", f"qmp:{box.qmp}", "--json"), "untrack")
     assert list(untracked["bitmaps"]) == ["vda", "vdb"]
     assert box.checkpoints("vda") == []
+
+
+def test_every_json_document_of_checkpoints_is_as_the_docs_describe_it(box: Box) -> None:
+    def ask(command: str, *words: object, code: int = 0) -> dict[str, Any]:
+        done = box.cli("checkpoint", command, f"qmp:{box.qmp}", *words, "--json")
+        return checked(done, f"checkpoint {command}", code=code)
+
+    made = ask("create", "--as", "a", "--description", "first")
+    assert [disk["target"] for disk in made["checkpoint"]["disks"]] == ["vda", "vdb"]
+    assert [disk["target"] for disk in made["kept"]["disks"]] == ["vda", "vdb"]
+    ask("create", "--as", "b")
+    box.write("vda", 0x11, 0, 4096)
+    listed = ask("list", "--size")
+    assert (listed["current"], [item["name"] for item in listed["checkpoints"]]) == ("b", ["a", "b"])
+    assert listed["checkpoints"][0]["disks"][0]["dirty"] == kit.CLUSTER
+    assert ask("current")["checkpoint"]["name"] == "b"
+    assert ask("parent", "b")["checkpoint"]["name"] == "a"
+    assert ask("parent", "a", code=2)["code"] == "no-checkpoint"
+    assert ask("changes", "vda", "--since", "a")["extents"] == [{"offset": 0, "length": kit.CLUSTER}]
+    found = ask("info", "a", "--size")
+    document = box.directory / "a.json"
+    document.write_text(json.dumps(found["document"]))
+    assert ask("redefine", document)["document"]["description"] == "first"
+    assert ask("delete", "a", "--children")["deleted"] == ["b", "a"]
+    ask("create", "--as", "c")
+    untracked = checked(box.cli("untrack", f"qmp:{box.qmp}", "--json"), "untrack")
+    assert untracked["checkpoints"] == ["c"]
 
 
 def test_an_error_is_a_document_too(box: Box) -> None:

@@ -330,6 +330,40 @@ def _(world: World) -> Said:
     return world.backup("--name", "off", machine=f"images:vda={path}"), {"IMAGE": path}
 
 
+# -- checkpoints -----------------------------------------------------------------------------
+
+
+@case("A checkpoint that is not there")
+def _(world: World) -> Said:
+    return world.run("checkpoint", "delete", f"qmp:{world.box.qmp}", "monday"), {}
+
+
+@case("A new checkpoint with the name of another")
+def _(world: World) -> Said:
+    line = ("checkpoint", "create", f"qmp:{world.box.qmp}", "--as", "monday")
+    assert world.run(*line).returncode == 0
+    again = world.run(*line)
+    assert world.run("checkpoint", "delete", f"qmp:{world.box.qmp}", "monday").returncode == 0
+    return again, {}
+
+
+@case("A saved checkpoint whose bitmap is not on the disk")
+def _(world: World) -> Said:
+    document = world.fresh("tuesday.json")
+    document.write_text('{"name": "tuesday", "creation_time": 1525889631}')
+    return world.run("checkpoint", "redefine", f"qmp:{world.box.qmp}", document), {}
+
+
+@case("A disk that cannot be tracked")
+def _(world: World) -> Said:
+    disks = [qemu.Disk(id="vda", path=Path("a.qcow2")), qemu.Disk(id="vdb", path=Path("b.raw"), format="raw")]
+    box = world.make(*disks, name="raw01")
+    return world.run("checkpoint", "create", f"qmp:{box.qmp}", "--disk", "vdb"), {}
+
+
+# -- the repository --------------------------------------------------------------------------
+
+
 @case("A repository named by a bare path")
 def _(world: World) -> Said:
     return world.run("list", "-r", "/srv/backup"), {}

@@ -13,7 +13,9 @@ import pytest
 import pullback
 
 SOURCE = Path(pullback.__file__).parent
-CORRIDOR = {"errors", "units", "extents", "progress", "endpoint"}
+CORRIDOR = {"errors", "units", "extents", "progress", "endpoint", "version"}
+#: The public face: the package itself, and the library without asyncio.
+FACE = {"", "sync"}
 _GROUND = {"corridor", "model", "machine", "programs"}
 #: Room -> the rooms that it may import, besides itself.
 TABLE = {
@@ -29,7 +31,8 @@ TABLE = {
     "guest": _GROUND,
     "testing": _GROUND,
     "flows": {*_GROUND, "state", "engine", "transfer", "repo", "guest"},
-    "cli": {"corridor", "model", "state", "flows"},
+    "face": {"corridor", "model", "state", "flows"},
+    "cli": {"corridor", "model", "state", "flows", "face"},
 }
 #: Library -> the modules that may import it.
 WINDOWS = {
@@ -57,10 +60,10 @@ class Import:
 
 
 def room(module: str) -> str:
-    """The room of a module of ours; the package itself stands in the corridor."""
+    """The room of a module of ours."""
     parts = module.split(".")
     name = parts[1] if len(parts) > 1 else ""
-    return "corridor" if not name or name in CORRIDOR else name
+    return "corridor" if name in CORRIDOR else "face" if name in FACE else name
 
 
 def modules(source: Path) -> dict[str, Path]:

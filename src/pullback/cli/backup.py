@@ -11,7 +11,7 @@ from pullback.cli import options
 from pullback.cli.output import Output
 from pullback.cli.running import run
 from pullback.errors import Exit
-from pullback.model.backups import Fleecing, Level, Quiesce, Quiescing
+from pullback.model.backups import Fleecing, Level, Quiescing
 
 if TYPE_CHECKING:
     from pullback.flows import backup as flow
@@ -29,30 +29,15 @@ def backup(
         typer.Option("--exclude", "-x", metavar="TARGET", help="Leave this disk out. May be repeated."),
     ] = None,
     name: options.Name = None,
-    scratch: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where old blocks go meanwhile; on a local file system.")
-    ] = None,
-    engine: Annotated[
-        Fleecing | None, typer.Option(help="How to freeze; without it, the one that protects the guest best here.")
-    ] = None,
+    scratch: options.Scratch = None,
+    engine: options.Engine = None,
     nbd_server: Annotated[
         str | None,
         typer.Option(metavar="unix:PATH", help="Share the NBD server that runs in QEMU already, on a private socket."),
     ] = None,
-    quiesce: Annotated[
-        Quiesce | None,
-        typer.Option(
-            help="Freeze the guest's file systems for the instant: no, try, or require. "
-            "Without it: try where a guest agent runs."
-        ),
-    ] = None,
-    agent: Annotated[
-        Path | None, typer.Option(metavar="SOCKET", help="The guest agent's unix socket, where QEMU does not tell it.")
-    ] = None,
-    mount_point: Annotated[
-        list[str] | None,
-        typer.Option("--mount-point", "-F", metavar="PATH", help="Freeze only this file system. May be repeated."),
-    ] = None,
+    quiesce: options.Quiesces = None,
+    agent: options.Agent = None,
+    mount_point: options.MountPoints = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be read, and why.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="A chain that did not continue is a failure (1 instead of 3).")

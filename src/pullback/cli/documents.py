@@ -57,6 +57,18 @@ def _result(command: str, title: str, *fields: Field) -> Document:
     return Document(title, (*head, *fields))
 
 
+_EVENT = (
+    Field(
+        "kind",
+        T,
+        "what happened: job-started, job-progress, job-threshold, job-completed, job-failed, snapshot-created, "
+        "snapshot-deleted, export-started, export-stopped, checkpoint-created, checkpoint-deleted, busy, machine-gone",
+    ),
+    Field("at", T, "when it was seen, UTC, ISO 8601"),
+    Field("subject", T, "id of a job, name of a snapshot, export or checkpoint, or `machine`"),
+    Field("facts", Kind.MAP, "more of it"),
+)
+
 #: Lines that any command may print before its result, and the one that stands in place of a result.
 COMMON = {
     "note": Document(
@@ -72,6 +84,10 @@ COMMON = {
             Field("expected", I, "bytes to read at most; 0 if that is not known"),
             Field("finished", F, "the disk is through"),
         ),
+    ),
+    "event": Document(
+        "Something that happened (`events --follow`)",
+        (Field("type", T, "`event`", words=("event",)), *_EVENT),
     ),
     "error": Document(
         "What went wrong, in place of a result",
@@ -184,6 +200,125 @@ _CAPABILITIES = (
         ),
     ),
 )
+
+_NOTES = Field("notes", Kind.TEXTS, "sentences for people")
+_CHECKPOINT = (
+    Field("name", T, "its name"),
+    Field("created", T, "the instant, UTC, ISO 8601; null if nobody knows", optional=True),
+    Field("description", T, "what it is for", optional=True),
+    Field("parent", T, "the checkpoint before it", optional=True),
+    Field("repository", T, "id of the repository whose backup made it", optional=True),
+    Field("documented", F, "there is a document about it"),
+    Field("problem", T, "why it cannot be relied on", optional=True),
+    Field(
+        "disks",
+        Kind.OBJECTS,
+        "each disk that has its bitmap",
+        (
+            _TARGET,
+            *_MARK[1:],
+            Field("granularity", I, "bytes that one bit stands for"),
+            Field("recorded", I, "bytes changed since it, up to the next one"),
+            Field("recording", F, "it is the newest, and notices new writes"),
+            Field("busy", F, "a job or an export uses its bitmap"),
+            Field("memory", I, "bytes of QEMU's memory that the bitmap takes at most"),
+            Field("stored", I, "bytes that it takes in the image at most"),
+            Field("problem", T, "why it is of no use on this disk", optional=True),
+            Field("dirty", I, "bytes changed since it; null unless asked for", optional=True),
+        ),
+    ),
+)
+_CHECKPOINT_INFO = (
+    _MACHINE,
+    Field("checkpoint", Kind.OBJECT, "the checkpoint", _CHECKPOINT),
+    Field("document", Kind.MAP, "its `domaincheckpoint` in JSON, which `checkpoint redefine` takes back"),
+    Field("kept", Kind.MAP, "the machine at that moment: name, qemu, disks; empty if that is not known"),
+)
+_ONE_CHECKPOINT = (_MACHINE, Field("checkpoint", Kind.OBJECT, "the checkpoint", _CHECKPOINT))
+
+_EXPORT = (
+    Field("name", T, "the NBD name"),
+    _TARGET,
+    Field("uri", T, "what an NBD client takes (credentials of TLS aside)"),
+    Field("snapshot", T, "the snapshot that is served; null: the disk itself", optional=True),
+    Field("writable", F, "it can be written"),
+    Field("tls", T, "how both ends prove who they are: x509 or psk; null without TLS", optional=True),
+    Field(
+        "contexts",
+        Kind.OBJECTS,
+        "metadata contexts that tell what changed",
+        (Field("context", T, "its name"), Field("since", T, "the checkpoint since which")),
+    ),
+    Field("job", T, "id of what it ends with"),
+)
+_SNAPSHOT = (
+    Field("name", T, "its name"),
+    Field("job", T, "8 hex digits, part of every name of it in QEMU"),
+    Field("created", T, "the instant, UTC, ISO 8601"),
+    Field("checkpoint", T, "the checkpoint made with it", optional=True),
+    Field("owner", I, "the process that it ends with", optional=True),
+    Field("pause_seconds", N, "how long the machine stood still"),
+    Field("frozen_file_systems", I, "file systems that the guest agent froze for the instant"),
+    Field("frozen_seconds", N, "how long they were frozen"),
+    Field(
+        "disks",
+        Kind.OBJECTS,
+        "the disks in it",
+        (
+            _TARGET,
+            Field("size", I, "bytes"),
+            Field("engine", T, "filter or classic; null: nobody writes to the disk", optional=True),
+            Field("reason", T, "why this engine"),
+            Field("scratch", T, "the image that takes old blocks", optional=True),
+            Field("checkpoint", T, "the checkpoint made on it", optional=True),
+        ),
+    ),
+)
+_JOB = (
+    _MACHINE,
+    Field("job", T, "8 hex digits, part of every name of it in QEMU"),
+    Field("mode", T, "who moves the data", words=("pull", "push")),
+    Field("created", T, "the instant, UTC, ISO 8601"),
+    Field("pause_seconds", N, "how long the machine stood still"),
+    Field("frozen_seconds", N, "how long file systems of the guest were frozen"),
+    Field("checkpoint", T, "the checkpoint made with it", optional=True),
+    Field("exports", Kind.OBJECTS, "of a pull: where to read it", _EXPORT),
+    Field("engines", Kind.MAP, "how each disk is frozen, and why: target to words"),
+    Field("document", Kind.MAP, "the `domainbackup` in force, in JSON"),
+)
+_STATS = (
+    _MACHINE,
+    Field("job", T, "its id"),
+    Field("mode", T, "who moves the data", words=("pull", "push")),
+    Field("seconds", N, "since its instant"),
+    Field("finished", F, "a push has nothing left to do, well or badly"),
+    Field(
+        "disks",
+        Kind.OBJECTS,
+        "each disk",
+        (
+            _TARGET,
+            Field("status", T, "running, paused, pending, concluded or failed; of a pull serving"),
+            Field("done", I, "push: bytes copied; pull: bytes that scratch takes"),
+            Field("total", I, "push: bytes to be copied; pull: the disk's size"),
+            Field("bytes_per_second", I, "push: the limit; null: none", optional=True),
+            Field("error", T, "what went wrong", optional=True),
+        ),
+    ),
+)
+_ENDED = (
+    _MACHINE,
+    Field("job", T, "its id"),
+    Field("mode", T, "who moved the data", words=("pull", "push")),
+    Field("success", F, "it ended well"),
+    Field("error", T, "why it came to nothing", optional=True),
+    Field("began", T, "its instant, UTC, ISO 8601"),
+    Field("ended", T, "its end, UTC, ISO 8601"),
+    Field("checkpoint", T, "the checkpoint that was made with it and stays", optional=True),
+    Field("disks", Kind.MAP, "target to `done` and `total`, as in `job stats`"),
+    Field("document", Kind.MAP, "the `domainbackup` that was in force, in JSON"),
+)
+_PAUSED = (_MACHINE, Field("paused", F, "it rests"))
 
 #: Command -> what it prints at the end if it did not fail.
 RESULTS: dict[str, tuple[Document, ...]] = {
@@ -336,7 +471,136 @@ RESULTS: dict[str, tuple[Document, ...]] = {
             "What was removed",
             _MACHINE,
             Field("bitmaps", Kind.MAP, "bitmaps removed: target to names"),
+            Field("checkpoints", Kind.TEXTS, "checkpoints whose documents were removed"),
             Field("jobs", Kind.TEXTS, "ids of dead jobs whose leftovers were removed"),
         ),
     ),
+    "checkpoint create": (
+        _result(
+            "checkpoint create",
+            "A checkpoint was made",
+            *_CHECKPOINT_INFO,
+            Field("frozen_file_systems", N, "file systems that the guest agent froze for the instant"),
+            Field("frozen_seconds", N, "how long they were frozen"),
+            _NOTES,
+        ),
+    ),
+    "checkpoint list": (
+        _result(
+            "checkpoint list",
+            "Checkpoints of a machine",
+            _MACHINE,
+            Field("current", T, "the newest, whose bitmaps record", optional=True),
+            Field("checkpoints", Kind.OBJECTS, "those that were asked for", _CHECKPOINT),
+            _NOTES,
+        ),
+    ),
+    "checkpoint info": (_result("checkpoint info", "A checkpoint", *_CHECKPOINT_INFO, _NOTES),),
+    "checkpoint current": (_result("checkpoint current", "The newest checkpoint", *_ONE_CHECKPOINT),),
+    "checkpoint parent": (_result("checkpoint parent", "The checkpoint before", *_ONE_CHECKPOINT),),
+    "checkpoint delete": (
+        _result(
+            "checkpoint delete",
+            "Checkpoints were deleted",
+            _MACHINE,
+            Field("deleted", Kind.TEXTS, "their names, in the order in which they went"),
+            Field("metadata_only", F, "their bitmaps stay"),
+            _NOTES,
+        ),
+    ),
+    "checkpoint redefine": (_result("checkpoint redefine", "A document was put back", *_CHECKPOINT_INFO, _NOTES),),
+    "checkpoint changes": (
+        _result(
+            "checkpoint changes",
+            "What changed on a disk",
+            _MACHINE,
+            _TARGET,
+            Field("since", T, "the checkpoint where it begins"),
+            Field("until", T, "the one where it ends; null: now", optional=True),
+            Field("size", I, "bytes of the disk"),
+            Field("granularity", I, "bytes that a range is a multiple of"),
+            Field("changed", I, "bytes in all"),
+            Field(
+                "extents",
+                Kind.OBJECTS,
+                "the ranges, in order",
+                (Field("offset", I, "first byte"), Field("length", I, "bytes")),
+            ),
+        ),
+    ),
+    "events": (
+        _result(
+            "events",
+            "What is there; with `--follow`, the end",
+            Field("events", Kind.OBJECTS, "what is there, as if it began now; empty with `--follow`", _EVENT),
+            Field("gone", F, "the machine does not answer any more"),
+        ),
+    ),
+    "snapshot create": (
+        _result(
+            "snapshot create",
+            "A snapshot was made",
+            _MACHINE,
+            Field("snapshot", Kind.OBJECT, "the snapshot", _SNAPSHOT),
+            _NOTES,
+        ),
+    ),
+    "snapshot list": (
+        _result(
+            "snapshot list",
+            "Snapshots of a machine",
+            _MACHINE,
+            Field("snapshots", Kind.OBJECTS, "oldest first", _SNAPSHOT),
+        ),
+    ),
+    "snapshot info": (
+        _result(
+            "snapshot info",
+            "A snapshot",
+            _MACHINE,
+            Field("snapshot", Kind.OBJECT, "the snapshot", _SNAPSHOT),
+            Field("exports", Kind.OBJECTS, "where it is served", _EXPORT),
+            Field("document", Kind.MAP, "its `domainblocksnapshot` in JSON"),
+        ),
+    ),
+    "snapshot delete": (
+        _result(
+            "snapshot delete",
+            "A snapshot was deleted",
+            _MACHINE,
+            Field("deleted", T, "its name"),
+            Field("checkpoint", T, "the checkpoint made with it, which stays", optional=True),
+        ),
+    ),
+    "export start": (
+        _result("export start", "Exports were started", _MACHINE, Field("exports", Kind.OBJECTS, "each", _EXPORT)),
+    ),
+    "export list": (
+        _result("export list", "What is served", _MACHINE, Field("exports", Kind.OBJECTS, "each", _EXPORT)),
+    ),
+    "export stop": (
+        _result("export stop", "Exports were stopped", _MACHINE, Field("stopped", Kind.TEXTS, "their names")),
+    ),
+    "job begin": (_result("job begin", "A job was begun", *_JOB),),
+    "job info": (_result("job info", "The job that is under way", *_JOB),),
+    "job stats": (
+        _result("job stats", "How far it is", *_STATS),
+        _result("job stats", "With `--completed`, and at the end of `--follow`", *_ENDED),
+    ),
+    "job wait": (
+        _result("job wait", "Nothing is left to do, or it is a pull", *_STATS),
+        _result("job wait", "It was ended meanwhile", *_ENDED),
+    ),
+    "job end": (_result("job end", "It was ended well", *_ENDED),),
+    "job abort": (_result("job abort", "It was taken back", *_ENDED),),
+    "job speed": (
+        _result(
+            "job speed",
+            "The speed was limited",
+            _MACHINE,
+            Field("bytes_per_second", I, "for each disk; null: no limit", optional=True),
+        ),
+    ),
+    "job pause": (_result("job pause", "It rests", *_PAUSED),),
+    "job resume": (_result("job resume", "It goes on", *_PAUSED),),
 }

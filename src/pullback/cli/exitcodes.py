@@ -129,6 +129,21 @@ def _images() -> Iterator[Mishap]:
     )
 
 
+def _checkpoints() -> Iterator[Mishap]:
+    yield Mishap("A checkpoint that is not there", errors.NoCheckpoint(checkpoint="monday", machine="web01"))
+    yield Mishap(
+        "A new checkpoint with the name of another", errors.CheckpointExists(checkpoint="monday", machine="web01")
+    )
+    yield Mishap(
+        "A saved checkpoint whose bitmap is not on the disk",
+        errors.CheckpointInconsistent(checkpoint="tuesday", target="vda", problem="it has no bitmap"),
+    )
+    yield Mishap(
+        "A disk that cannot be tracked",
+        errors.Unsupported(what="a checkpoint of disk vdb", reason="its format raw cannot hold bitmaps"),
+    )
+
+
 def _repository() -> Iterator[Mishap]:
     yield Mishap(
         "A repository named by a bare path",
@@ -176,6 +191,7 @@ MISHAPS: dict[str, tuple[Mishap, ...]] = {
     "Reaching the machine": tuple(_monitor()),
     "The machine, its disks, and scratch": tuple(_machine()),
     "Machines that are off": tuple(_images()),
+    "Checkpoints": tuple(_checkpoints()),
     "The repository": tuple(_repository()),
     "Restore points, and where they go": tuple(_points()),
 }

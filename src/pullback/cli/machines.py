@@ -107,22 +107,25 @@ def _engine_lines(can: dict[str, Any]) -> list[str]:
 
 def untrack(
     machine: options.Machine,
+    name: options.Name = None,
     state_dir: options.StateDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Remove every trace of Pullback from a machine: bitmaps, and what dead jobs left."""
+    """Remove every trace of Pullback from a machine: bitmaps, documents, and what dead jobs left."""
     from pullback.flows import machines as flow
 
     output = Output(json, quiet, verbose)
-    done = run(flow.untrack(run(_request(machine, None, state_dir), output)), output)
+    done = run(flow.untrack(run(_request(machine, name, state_dir), output)), output)
     values: dict[str, object] = {
         "machine": done.machine,
         "bitmaps": {target: list(names) for target, names in done.bitmaps.items()},
+        "checkpoints": list(done.documents),
         "jobs": list(done.jobs),
     }
     lines = [f"{target}: {len(names)} bitmap(s) removed" for target, names in done.bitmaps.items()]
+    lines += [f"what was written down about checkpoint {name} is removed" for name in done.documents]
     lines += [f"what the dead job {job} had left is removed" for job in done.jobs]
     lines = lines or ["there was nothing to remove"]
     output.result("untrack", values, [] if quiet else lines)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pullback import __version__
-from pullback.cli import backup, machines, points
+from pullback.cli import backup, checkpoint, events, export, job, machines, points, snapshot
 from pullback.errors import Exit
+from pullback.version import __version__
 
 app = typer.Typer(
     name="pullback",
@@ -25,6 +25,11 @@ app.command("restore")(points.restore)
 app.command("verify")(points.verify)
 app.command("info")(machines.info)
 app.command("untrack")(machines.untrack)
+app.command("events")(events.events)
+app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(export.app, name="export")
+app.add_typer(job.app, name="job")
 
 
 def _version(wanted: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pullback.model.backups import Fleecing, Quiesce
+
 Machine = Annotated[
     str,
     typer.Argument(
@@ -46,6 +48,69 @@ Name = Annotated[
         "--name", metavar="NAME", help="The machine's name, instead of QEMU's -name or -uuid; needed for images."
     ),
 ]
+Quiesces = Annotated[
+    Quiesce | None,
+    typer.Option(
+        "--quiesce",
+        help="Freeze the guest's file systems for the instant: no, try, or require. "
+        "Without it a backup tries where a guest agent runs, and a checkpoint alone does not.",
+    ),
+]
+Agent = Annotated[
+    Path | None,
+    typer.Option("--agent", metavar="SOCKET", help="The guest agent's unix socket, where QEMU does not tell it."),
+]
+MountPoints = Annotated[
+    list[str] | None,
+    typer.Option("--mount-point", "-F", metavar="PATH", help="Freeze only this file system. May be repeated."),
+]
+Scratch = Annotated[
+    Path | None, typer.Option("--scratch", metavar="DIR", help="Where old blocks go meanwhile; on a local file system.")
+]
+Engine = Annotated[
+    Fleecing | None,
+    typer.Option("--engine", help="How to freeze; without it, the one that protects the guest best here."),
+]
+Owner = Annotated[
+    int | None,
+    typer.Option("--owner", metavar="PID", min=1, help="It ends when this process does, however that ends."),
+]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait", help="Stay until Ctrl-C or SIGTERM, and end it then. A machine that is off is always stayed with."
+    ),
+]
+TlsX509 = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-x509",
+        metavar="DIR",
+        help="TLS by certificates, clients' too: ca-cert.pem, server-cert.pem and server-key.pem in this directory.",
+    ),
+]
+TlsPsk = Annotated[
+    Path | None,
+    typer.Option("--tls-psk", metavar="DIR", help="TLS by keys that both ends know: keys.psk in this directory."),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="TCP without TLS is meant: whoever can connect can read the disks.")
+]
+MaxConnections = Annotated[
+    int | None,
+    typer.Option(
+        "--max-connections",
+        metavar="N",
+        min=1,
+        max=(1 << 32) - 1,
+        help="So many clients at a time; counts where this starts the server.",
+    ),
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Go on, and print what is new, until it is over.")]
+Interval = Annotated[
+    float, typer.Option("--interval", metavar="SECONDS", min=0.2, max=3600, help="With --follow: so often to look.")
+]
+Sizes = Annotated[bool, typer.Option("--size", help="Count exactly what changed since then, on each disk.")]
 StateDir = Annotated[
     Path | None,
     typer.Option(

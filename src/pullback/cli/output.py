@@ -42,6 +42,21 @@ class Output:
         else:
             for line in human:
                 print(line)
+            sys.stdout.flush()  # some commands stay after it
+
+    def event(self, values: dict[str, object], human: str) -> None:
+        """Something that happened: a JSON line of its own, or the `human` one."""
+        if self.json:
+            _line({"type": "event", **values})
+        else:
+            print(human, flush=True)
+
+    def done(self, disk: str, done: int, expected: int, *, finished: bool, human: str) -> None:
+        """How far a disk is: a JSON line as in a backup, or the `human` one."""
+        if self.json:
+            _progress(disk, done, expected, finished=finished)
+        else:
+            print(human, flush=True)
 
     def note(self, sentence: str) -> None:
         """A sentence on standard error (or a JSON note)."""
@@ -99,6 +114,10 @@ def _plain(value: object) -> object:
 def _line(values: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(values, default=str) + "\n")
     sys.stdout.flush()
+
+
+def _progress(disk: str, done: int, expected: int, *, finished: bool) -> None:
+    _line({"type": "progress", "disk": disk, "done": done, "expected": expected, "finished": finished})
 
 
 def _bars() -> Bars:
@@ -184,4 +203,4 @@ class _JsonProgress:
 
     def _say(self, subject: str, *, finished: bool = False) -> None:
         done, total, _ = self._state[subject]
-        _line({"type": "progress", "disk": subject, "done": int(done), "expected": int(total), "finished": finished})
+        _progress(subject, int(done), int(total), finished=finished)

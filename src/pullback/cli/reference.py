@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typer import Typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from pullback.cli import documents, pages
@@ -46,9 +47,9 @@ are in [exit codes](exit-codes.md).
 _JSON = """\
 ## Documents of `--json`
 
-With `--json`, standard output has one JSON object a line: any number of `note` and `progress`, then exactly one
-`result` or `error`. Members may be added in later versions; none is removed or changes its meaning within a major
-version. Sizes are bytes.
+With `--json`, standard output has one JSON object a line: any number of `note`, `progress` and `event`, then exactly
+one `result` or `error`. (A command that stays after its result, and then fails to end well, adds an `error`.) Members
+may be added in later versions; none is removed or changes its meaning within a major version. Sizes are bytes.
 """
 #: What is to be said about a command besides its options. Blocks after <!-- run --> are run by a test.
 NOTES = {
@@ -108,11 +109,150 @@ pullback info qmp:/run/web01-pullback.sock
 """,
     "untrack": """\
 The next backup of the machine reads everything. Restore points are not touched. Bitmaps of other tools are not touched.
+Documents of checkpoints are kept under the machine's name, so images need `--name` for these to go too.
 
 <!-- run -->
 ```sh
 pullback untrack qmp:/run/web01-pullback.sock
 ```
+""",
+    "checkpoint create": """\
+One transaction makes a bitmap on each disk, so a checkpoint is one instant, and needs no pause. It is stored in the
+images, and goes on across stop and start. A machine that is off can be given one too. FILE has the members of libvirt's
+`domaincheckpoint`; options win over it.
+
+<!-- run -->
+```sh
+pullback checkpoint create qmp:/run/web01-pullback.sock --as monday --description "before the upgrade"
+pullback checkpoint list qmp:/run/web01-pullback.sock --size
+pullback checkpoint changes qmp:/run/web01-pullback.sock vda --since monday
+pullback checkpoint info qmp:/run/web01-pullback.sock monday --xml > /srv/monday.xml
+pullback checkpoint delete qmp:/run/web01-pullback.sock monday
+```
+""",
+    "checkpoint list": """\
+The tree comes from the bitmaps on the disks; time, description and parent from documents in the state directory. A
+checkpoint whose bitmaps are missing or worthless is shown as unusable, with the reason. Those called `auto.…` belong
+to the backups of a repository.
+""",
+    "checkpoint info": """\
+With `--json` it has the document, and the machine's disks as they were at that moment.
+""",
+    "checkpoint current": """\
+There is none (`no-checkpoint`) if no bitmap records.
+""",
+    "checkpoint parent": """\
+There is none (`no-checkpoint`) above a root.
+""",
+    "checkpoint delete": """\
+What its bitmaps hold goes to the checkpoint before, in one transaction over all disks. Deleting the oldest frees what
+changed up to the next. Deleting what a backup made is possible, and the next backup to that repository reads the disk
+whole then; it is said.
+""",
+    "checkpoint redefine": """\
+Its bitmaps must be there and sound on every disk that the document lists (`checkpoint-inconsistent` otherwise).
+""",
+    "checkpoint changes": """\
+Ranges are whole granules of 64 KiB, cut at the end of the disk: more than what changed, never less.
+""",
+    "events": """\
+QEMU's own events reach only who is connected, and a QMP socket serves one client. So the machine is looked at every
+`--interval` seconds, and what differs is told, whoever did it. What begins and ends between two looks is not told.
+Between looks nothing is held, and who comes during one waits for its end. While another command works on the machine,
+one event `busy` says who. With `--follow` it ends with 0 when the machine is gone, or by Ctrl-C.
+""",
+    "snapshot create": """\
+A snapshot stays when the command has ended. A keeper process lets go of it when scratch runs full, or when `--owner`
+ends. FILE has the members of a `domainblocksnapshot`; options win over it. Several at once are possible. A checkpoint
+is of the disks in the snapshot.
+
+What is asked of a machine that is off lasts only as long as the command: it prints its result, and stays. So does
+`--wait`. Ctrl-C or SIGTERM ends the command and the snapshot; the exit code is 0 then.
+
+<!-- run -->
+```sh
+pullback snapshot create qmp:/run/web01-pullback.sock --as before --checkpoint tuesday
+pullback export start qmp:/run/web01-pullback.sock --snapshot before --disk vda --as old-vda
+pullback export list qmp:/run/web01-pullback.sock
+pullback export stop qmp:/run/web01-pullback.sock old-vda
+pullback snapshot delete qmp:/run/web01-pullback.sock before
+```
+""",
+    "snapshot list": """\
+Also those that other programs made through the library.
+""",
+    "snapshot info": """\
+With `--json` it has the document and the exports.
+""",
+    "snapshot delete": """\
+Clients that read it get errors.
+""",
+    "export start": """\
+What is printed for each export: its name, its URI, and the metadata contexts that tell changes, as
+`qemu:dirty-bitmap:CHECKPOINT`. QEMU has one NBD server: where the first export put it, later ones must be too. Without
+`--listen` and `--socket` it is a private unix socket, for this user alone, and ours to be joined by later exports.
+
+On TCP there is TLS with `--tls-x509` (clients need a certificate of the same authority), or `--tls-psk`. Without, it
+takes `--insecure`. Where FILE says `tls='yes'` and no option names credentials, they are those in `$PULLBACK_TLS_DIR`,
+else `/etc/pullback/tls`. A client gives its own by the URI: `nbds://HOST:PORT/NAME?tls-certificates=DIR`, or
+`nbds://USER@HOST:PORT/NAME?tls-psk-file=FILE`.
+
+A snapshot is always read-only. Disks themselves are served as they are being written, with `--writable` for writing:
+to restore into a machine that is off. FILE has the members of a `domainblockexport`. Of a machine that is off, and
+with `--wait`, the command stays as `snapshot create` does.
+""",
+    "export list": """\
+Exports that Pullback did not start are shown by `info`.
+""",
+    "export stop": """\
+Those of a job end with the job.
+""",
+    "job begin": """\
+As `virsh backup-begin MACHINE BACKUP.xml [CHECKPOINT.xml]`, by the rules of libvirt's `domainbackup`. The job stays
+when the command has ended: a pull until `job end` or `job abort`, a push until it is through as well. How to read a
+pull is printed: for each disk the export's name, URI, and the context that tells changes.
+
+Beyond libvirt: a pull needs no `server`, and is then on a private unix socket; a `server` with TCP needs no port; it
+needs TLS or `--insecure`. Of a machine that is off, and with `--wait`, the command stays: Ctrl-C or SIGTERM ends a pull
+well (exit code 0), and undoes a push that still copies (130, 143); a push that is through is ended.
+
+<!-- run -->
+```sh
+echo '{"mode": "pull"}' > /srv/pull.json
+echo '{"name": "wednesday"}' > /srv/wednesday.json
+pullback job begin qmp:/run/web01-pullback.sock /srv/pull.json /srv/wednesday.json
+pullback job stats qmp:/run/web01-pullback.sock
+pullback job info qmp:/run/web01-pullback.sock --xml
+pullback job end qmp:/run/web01-pullback.sock
+echo '{"mode": "pull", "incremental": "wednesday"}' | pullback job begin qmp:/run/web01-pullback.sock -
+pullback job abort qmp:/run/web01-pullback.sock
+```
+""",
+    "job info": """\
+There is none (`no-job`) between jobs.
+""",
+    "job stats": """\
+With `--follow`, a line whenever a disk has moved (`progress` with `--json`), and at the end how the job ended. The
+machine is free for other commands between looks.
+""",
+    "job wait": """\
+The machine is free for other commands meanwhile. If a disk could not be copied, or the job came to nothing meanwhile,
+the exit code is 1; if the time is over, 11.
+""",
+    "job end": """\
+A push that still copies is not ended (`busy`). One that could not copy a disk is undone, and its error told.
+""",
+    "job abort": """\
+What its checkpoint recorded goes to the checkpoint before, so nothing is lost for later increments.
+""",
+    "job speed": """\
+In a pull the client decides how fast it reads.
+""",
+    "job pause": """\
+It rests until `job resume`.
+""",
+    "job resume": """\
+It goes on as fast as before.
 """,
 }
 
@@ -165,8 +305,18 @@ def parameters(callback: Callable[..., Any]) -> list[Parameter]:
 
 
 def commands() -> dict[str, Callable[..., Any]]:
-    """Every command with its function."""
-    return {info.name: info.callback for info in app.registered_commands if info.name and info.callback}
+    """Every command with its function; those of groups by both words."""
+    found = dict(_commands(app))
+    for group in app.registered_groups:
+        if group.name and group.typer_instance:
+            found |= {f"{group.name} {name}": callback for name, callback in _commands(group.typer_instance)}
+    return found
+
+
+def _commands(of: Typer) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for info in of.registered_commands:
+        if info.name and info.callback:
+            yield info.name, info.callback
 
 
 def page() -> str:

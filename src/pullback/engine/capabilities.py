@@ -33,6 +33,8 @@ class Capabilities:
     #: x-debug-query-block-graph: children of nodes can be seen.
     graph: bool
     defects: probe.Defects
+    #: Backups whose chunks can be limited, reopening, and yank (QEMU ≥ 6.1): what a push needs.
+    push: bool = False
 
 
 async def discover(monitor: Monitor, cache: Path) -> Capabilities:
@@ -55,6 +57,7 @@ def capabilities(version: str, schema: Schema, defects: probe.Defects) -> Capabi
         fuse="fuse" in schema.tags("block-export-add"),
         graph="x-debug-query-block-graph" in schema.commands,
         defects=defects,
+        push="x-perf" in schema.members("blockdev-backup") and {"blockdev-reopen", "yank"} <= schema.commands,
     )
 
 

@@ -82,3 +82,12 @@ async def _raw_property(monitor: Monitor, path: str, name: str) -> object:
         return await monitor.execute("qom-get", {"path": path, "property": name})
     except errors.RefusedError:  # it has no such property
         return None
+
+
+def named(found: tuple[Disk, ...], target: str, machine: str) -> Disk:
+    """The disk of that target, with a medium. Raises `UnknownDisk`."""
+    for disk in found:
+        if disk.target == target and disk.node is not None:
+            return disk
+    known = ", ".join(disk.target for disk in found if disk.node is not None)
+    raise errors.UnknownDisk(target=target, where=machine, known=known)

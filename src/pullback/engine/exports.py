@@ -1,33 +1,15 @@
-"""QEMU's exports: its one NBD server, and FUSE. Sources: QAPI block-export.json."""
+"""QEMU's exports: over NBD, and FUSE. Sources: QAPI block-export.json."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from pullback import errors, state
+from pullback import errors
 from pullback.engine import replies
 from pullback.engine.monitor import Monitor
 
 _GONE_SECONDS = 10.0
-
-
-async def start_server(monitor: Monitor, job: state.Job, socket: Path) -> None:
-    """Start QEMU's NBD server on a unix socket of ours, in our private directory."""
-    if foreign := [item for item in await listed(monitor) if item["type"] == "nbd"]:
-        raise errors.NbdServerBusy(detail=f"export {foreign[0]['id']}")
-    job.record.nbd_server = str(socket)
-    job.save()
-    try:
-        await monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(socket)}}})
-    except errors.RefusedError as error:
-        job.record.nbd_server = None
-        job.save()
-        if "already" in error.reason:
-            raise errors.NbdServerBusy(detail="it runs without exports") from error
-        raise
-    if socket.exists():
-        socket.chmod(0o600)
 
 
 async def add_nbd(
@@ -77,16 +59,3 @@ async def _delete(monitor: Monitor, id: str) -> None:
     except errors.RefusedError as error:
         if error.error_class != "GenericError" or "shut" not in error.reason:  # shutting down already
             raise
-
-
-async def stop_server(monitor: Monitor, job: state.Job) -> None:
-    """Stop the NBD server if it is ours and nobody exports anything through it."""
-    if job.record.nbd_server is None or any(export["type"] == "nbd" for export in await listed(monitor)):
-        return
-    try:
-        await monitor.execute("nbd-server-stop")
-    except errors.RefusedError as error:
-        if "not running" not in error.reason:
-            raise
-    job.record.nbd_server = None
-    job.save()

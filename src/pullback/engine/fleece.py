@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import disks, exports, graph, jobs, pause, scratch, sweep, transaction
+from pullback.engine import disks, exports, graph, jobs, pause, scratch, serving, sweep, transaction
 from pullback.engine.capabilities import Capabilities
 from pullback.engine.guard import Guard
 from pullback.engine.monitor import Monitor
@@ -104,7 +104,8 @@ async def freeze(context: Context) -> Cut:
     """
     parts = await _choose(context)
     _own_runtime(context)
-    await _require_exports(context, parts)
+    if not (context.request.lasting or context.request.pushed):
+        await _require_exports(context, parts)
     await scratch.require_answer(context.request.scratch)
     for part in parts:
         await _prepare(context, part)
@@ -133,6 +134,7 @@ async def _choose(context: Context) -> list[Part]:
     _, whole = await disks.find(context.monitor, has_graph=context.capabilities.graph)
     parts = []
     for index, request in enumerate(context.request.disks):
+        _refuse_filtered(request.disk)
         foreign = _foreign_backup(request.disk, whole, kinds)
         fleecing, reason = choose(
             context.request.fleecing,
@@ -140,6 +142,7 @@ async def _choose(context: Context) -> list[Part]:
             pausable=pausable,
             flush_seconds=flush_seconds,
             foreign_backup=foreign,
+            lasting=context.request.lasting and not context.request.pushed,
         )
         if fleecing is Fleecing.CLASSIC and not context.capabilities.classic:
             raise errors.Unsupported(what="a snapshot", reason=f"{reason}, and this QEMU has no classic engine either")
@@ -154,13 +157,17 @@ def choose(
     pausable: bool,
     flush_seconds: float,
     foreign_backup: str | None,
+    lasting: bool = False,
 ) -> tuple[Fleecing, str]:
     """Which engine, and why, in words. Pure. Raises `Unsupported` if the wanted one cannot be had."""
     hindrance = None
     if not (capabilities.filter and capabilities.graph):
         hindrance = "this QEMU has no copy-before-write filter that protects the guest"
     elif foreign_backup is not None:
-        hindrance = f"a backup job of somebody else runs on the disk ({foreign_backup})"
+        whose = "an older snapshot" if foreign_backup.startswith(graph.OURS) else "a backup job of somebody else"
+        hindrance = f"{whose} is on the disk ({foreign_backup})"
+    elif lasting and capabilities.defects.snapshot_reads_cross:
+        hindrance = "this build of QEMU gives other programs wrong data from the filter's snapshots"
     elif not pausable:
         hindrance = "the machine is in a state that cannot be held"
     elif flush_seconds > PAUSE_BUDGET:
@@ -172,6 +179,12 @@ def choose(
     if wanted is Fleecing.FILTER:
         raise errors.Unsupported(what="the filter engine", reason=hindrance, way_out="Leave the choice to us.")
     return Fleecing.CLASSIC, hindrance
+
+
+def _refuse_filtered(disk: Disk) -> None:
+    """One filter a disk: a second snapshot above it reads right, but the lower one could not be removed first."""
+    if disk.root is not None and disk.root.startswith(graph.OURS):
+        raise errors.DiskBusy(target=disk.target, holder="a snapshot that was made with the filter engine")
 
 
 def _foreign_backup(disk: Disk, whole: graph.Graph, kinds: dict[str, str]) -> str | None:
@@ -227,25 +240,27 @@ def _own_runtime(context: Context) -> None:
 
 def qemu_user(monitor: Monitor) -> tuple[int, int] | None:
     """(uid, gid) that QEMU runs as, if the kernel tells."""
-    try:
-        status = os.stat(f"/proc/{monitor.peer}")
-    except OSError:
-        return None
-    return status.st_uid, status.st_gid
+    return monitor.user()
 
 
-def _scratch_path(context: Context, part: Part) -> Path:
-    return context.request.scratch / part.names.scratch
+def scratch_path(context: Context, part: Part) -> Path:
+    """Where a disk's old blocks go."""
+    chosen = part.request.scratch
+    return chosen.path if chosen else context.request.scratch / part.names.scratch
 
 
 async def _prepare(context: Context, part: Part) -> None:
     """Make the scratch image and its node; before the pause, because it touches no disk's graph."""
-    path = _scratch_path(context, part)
-    if str(path) not in context.job.record.scratch:
-        context.job.record.scratch.append(str(path))
-        context.job.save()
+    path = scratch_path(context, part)
     owner = qemu_user(context.monitor)
-    await asyncio.to_thread(scratch.create, path, part.disk, part.fleecing, owner)
+    if part.request.scratch is None:
+        _record(context, context.job.record.scratch, path)
+        await asyncio.to_thread(scratch.create, path, part.disk, part.fleecing, owner)
+    else:
+        if part.request.scratch.ours:
+            scratch.check_new(path, [part.disk])
+            _record(context, context.job.record.chosen, path)
+        await asyncio.to_thread(scratch.take, part.request.scratch, part.disk, part.fleecing, owner)
     try:
         await context.monitor.execute("blockdev-add", _scratch_node(part, path))
     except errors.RefusedError as error:
@@ -253,15 +268,44 @@ async def _prepare(context: Context, part: Part) -> None:
     nodes = graph.parse_nodes(await context.monitor.execute("query-named-block-nodes", {"flat": True}))
     if nodes[part.names.scratch].size != part.disk.size:  # a smaller scratch is accepted silently
         raise errors.BadReply(who="QEMU", problem=f"scratch of {part.disk.target} has another size than the disk")
+    if context.request.pushed and part.fleecing is Fleecing.CLASSIC:
+        await context.monitor.execute("blockdev-add", _source_node(part))
+
+
+def _record(context: Context, files: list[str], path: Path) -> None:
+    """Durably, before the file is made: who clears up after us must know it."""
+    if str(path) not in files:
+        files.append(str(path))
+        context.job.save()
 
 
 def _scratch_node(part: Part, path: Path) -> dict[str, object]:
     # Scratch is thrown away: its flushes need not reach the disk.
     common = {"node-name": part.names.scratch, "discard": "unmap", "cache": {"direct": False, "no-flush": True}}
-    file = {"driver": "file", "filename": str(path), "discard": "unmap", "cache": {"direct": False, "no-flush": True}}
-    if part.fleecing is Fleecing.FILTER:
-        return {"driver": "raw", "file": file, **common}
-    return {"driver": "qcow2", "file": file, "backing": part.disk.node, **common}
+    chosen = part.request.scratch
+    driver = "host_device" if chosen and chosen.block else "file"
+    file = {"driver": driver, "filename": str(path), "discard": "unmap", "cache": {"direct": False, "no-flush": True}}
+    if part.fleecing is Fleecing.CLASSIC:
+        return {"driver": "qcow2", "file": file, "backing": part.disk.node, **common}
+    if chosen and chosen.reuse:
+        return {"driver": "qcow2", "file": file, "backing": None, **common}
+    size = {"size": part.disk.size} if chosen and chosen.block else {}
+    return {"driver": "raw", "file": file, **size, **common}
+
+
+def _source_node(part: Part) -> dict[str, object]:
+    """What a push job reads: scratch itself is the target of a job, and may not be the source of another.
+
+    A reader that is read-only and shares everything is no hindrance to the job that writes scratch. Made
+    before the cut: on a running machine a node over one in an iothread can kill QEMU (`_add_snapshot`).
+    """
+    return {
+        "driver": "raw",
+        "node-name": part.names.source,
+        "file": part.names.scratch,
+        "read-only": True,
+        "force-share": True,
+    }
 
 
 async def _fall_back(context: Context, refused: FilterRefused) -> None:
@@ -270,7 +314,8 @@ async def _fall_back(context: Context, refused: FilterRefused) -> None:
         raise errors.Unsupported(what="the filter engine", reason=refused.reason, way_out="Leave the choice to us.")
     part = refused.part
     await context.monitor.execute("blockdev-del", {"node-name": part.names.scratch})
-    _scratch_path(context, part).unlink(missing_ok=True)
+    if part.request.scratch is None or part.request.scratch.ours:
+        scratch_path(context, part).unlink(missing_ok=True)
     part.fleecing, part.reason = Fleecing.CLASSIC, f"the filter was refused: {refused.reason}"
     await _prepare(context, part)
 
@@ -328,10 +373,15 @@ def _meanwhile(parts: list[Part]) -> list[transaction.Action]:
     in the snapshot, so it must be read. The new checkpoint holds it as well, which costs a read later.
     """
     return [
-        transaction.MergeInto(node=part.disk.node, target=part.names.bitmap, sources=(part.request.checkpoint.bitmap,))
+        transaction.MergeInto(node=part.disk.node, target=part.names.bitmap, sources=(_recording(part.request),))
         for part in parts
-        if part.fleecing is Fleecing.FILTER and part.request.since and part.request.checkpoint and part.disk.node
+        if part.fleecing is Fleecing.FILTER and part.request.since and part.disk.node
     ]
+
+
+def _recording(request: DiskRequest) -> str:
+    """The bitmap that records in the pause: that of the new checkpoint, else the newest of the older ones."""
+    return request.checkpoint.bitmap if request.checkpoint else request.since[-1]
 
 
 async def _insert(context: Context, part: Part) -> None:
@@ -407,7 +457,7 @@ async def _require_exports(context: Context, parts: list[Part]) -> None:
             _require_fuse(context, part.disk)
     needs_server = any(_over_nbd(context, part) or part.request.since for part in parts)
     if needs_server and context.request.nbd_server is None:
-        await exports.start_server(context.monitor, context.job, _socket(context))
+        await serving.ensure_private(context.monitor, context.job)
 
 
 async def _export(context: Context, parts: list[Part]) -> tuple[Frozen, ...]:
@@ -415,7 +465,7 @@ async def _export(context: Context, parts: list[Part]) -> tuple[Frozen, ...]:
 
 
 def _socket(context: Context) -> Path:
-    return context.request.nbd_server or context.runtime / "nbd.sock"
+    return context.request.nbd_server or serving.private_socket(context.job)
 
 
 def _over_nbd(context: Context, part: Part) -> bool:
@@ -456,7 +506,7 @@ async def _export_nbd(context: Context, part: Part) -> Export:
         data=data,
         request_limit=_limit(context, part),
         allocation=disk_map if filtered else data,
-        scratch=_scratch_path(context, part) if filtered else None,
+        scratch=scratch_path(context, part) if filtered else None,
         changes=disk_map if part.request.since else None,
         changes_context=f"qemu:dirty-bitmap:{names.bitmap}" if part.request.since else None,
         trim_unit=CLUSTER if filtered else None,
@@ -487,7 +537,7 @@ async def _export_fuse(context: Context, part: Part) -> Export:
         data=data,
         request_limit=_limit(context, part),
         allocation=allocation if filtered else data,
-        scratch=_scratch_path(context, part) if filtered else None,
+        scratch=scratch_path(context, part) if filtered else None,
         changes=changes,
         changes_context=f"qemu:dirty-bitmap:{names.bitmap}" if changes else None,
     )

@@ -13,6 +13,7 @@ it removes what else the job left in QEMU.
     b"." b"." b"." … ──────────────────▶
     b"D" (running again)  ─────────────▶ disarmed
     b"Q" (all is removed) ─────────────▶ ends
+    b"K" (all stays for now) ──────────▶ becomes the `keeper`
     end of file without b"Q" ──────────▶ rescue
 
 This is our end of the pipe; the guard's own is `rescue`.
@@ -35,7 +36,7 @@ _START_SECONDS = 20.0
 _END_SECONDS = 5.0
 #: So long does a guard try to rescue.
 RESCUE_SECONDS = 60.0
-ARM, BEAT, DISARM, QUIT = b"A", b".", b"D", b"Q"
+ARM, BEAT, DISARM, QUIT, KEEP = b"A", b".", b"D", b"Q", b"K"
 _PROCESS = "pullback.engine.rescue"
 
 
@@ -48,6 +49,11 @@ class Guard:
         self._beats: asyncio.Task[None] | None = None
         #: Dangerous moments that are open: a pause may lie inside a freeze.
         self._armed = 0
+        self._farewell = QUIT
+
+    def keep(self) -> None:
+        """The job lasts when we are gone: at the end the guard becomes its keeper."""
+        self._farewell = KEEP
 
     async def start(self) -> None:
         """Start the process, unless it lives: nothing may be paused without one (somebody may have killed it)."""
@@ -100,7 +106,7 @@ class Guard:
             await _end(self._process, RESCUE_SECONDS)
             return
         with suppress(errors.CannotWrite):
-            self._send(QUIT)
+            self._send(self._farewell)
         await _end(self._process, _END_SECONDS)
 
 

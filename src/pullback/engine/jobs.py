@@ -16,6 +16,11 @@ async def types(monitor: Monitor) -> dict[str, str]:
     return {job: kind for job, (kind, _) in (await _listed(monitor)).items()}
 
 
+async def statuses(monitor: Monitor) -> dict[str, str]:
+    """The status (running, paused, concluded …) of every job, by id."""
+    return {job: status for job, (_, status) in (await _listed(monitor)).items()}
+
+
 async def _listed(monitor: Monitor) -> dict[str, tuple[str, str]]:
     return {
         replies.text(record, "id", "job"): (

@@ -43,6 +43,14 @@ class Monitor:
         #: The same as `<pid>:<start time>`, "" if unknown: numbers of processes are used again.
         self.process = process_token(peer)
 
+    def user(self) -> tuple[int, int] | None:
+        """(uid, gid) that QEMU runs as, if the kernel tells."""
+        try:
+            status = os.stat(f"/proc/{self.peer}")
+        except OSError:
+            return None
+        return status.st_uid, status.st_gid
+
     def process_lives(self) -> bool:
         """Is the QEMU that we connected to still a process? True if that cannot be known."""
         return not self.process or process_token(self.peer) == self.process
@@ -98,6 +106,12 @@ def process_token(pid: int | None) -> str:
     except OSError:
         return ""
     return "" if after_name[0] == "Z" else f"{pid}:{after_name[19]}"
+
+
+def process_lives(token: str) -> bool:
+    """Is that process, as `<pid>:<start time>`, still there?"""
+    pid = token.partition(":")[0]
+    return pid.isdecimal() and process_token(int(pid)) == token
 
 
 def event_data(message: Message) -> Mapping[str, object]:

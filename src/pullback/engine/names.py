@@ -52,13 +52,43 @@ class Names:
         """The temporary union of what changed."""
         return self._name("dirty")
 
+    @property
+    def push(self) -> str:
+        """The job that copies to a destination."""
+        return self._name("push")
+
+    @property
+    def source(self) -> str:
+        """What a push reads where the classic engine freezes: a node over scratch."""
+        return self._name("src")
+
+    @property
+    def destination(self) -> str:
+        """The node of a destination, and the beginning of its file's name while it is written."""
+        return self._name("dst")
+
+    @property
+    def protocol(self) -> str:
+        """The node below it."""
+        return self._name("dstp")
+
+    @property
+    def data(self) -> str:
+        """The node of a raw destination's data, below an image without data."""
+        return self._name("dstd")
+
+    @property
+    def meta(self) -> str:
+        """The image without data that keeps a raw destination sparse."""
+        return self._name("meta")
+
     def export(self, what: str) -> str:
         """Id of an export."""
         return self._name(what)
 
 
 #: Roles of nodes, in the order in which they can be removed.
-REMOVAL = ("snap", "cbw", "scr", "map")
+REMOVAL = ("dst", "src", "snap", "cbw", "scr", "map")
 
 
 def role(name: str, job: str) -> str:

@@ -10,20 +10,36 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pullback import errors, machine, state
-from pullback.engine import capabilities, exports, imagelock, images, pause, recovery, transaction
-from pullback.engine.monitor import process_token
+from pullback.engine import (
+    capabilities,
+    exports,
+    imagelock,
+    images,
+    pause,
+    push,
+    pushing,
+    recovery,
+    serving,
+    tracking,
+    transaction,
+)
+from pullback.engine.monitor import process_lives
 from pullback.engine.names import Names, prefix
+from pullback.engine.offline_serving import Lending, require_plain
 from pullback.engine.storage import Storage, opened
 from pullback.engine.undoing import despite
 from pullback.model import checkpoints, urls
-from pullback.model.backups import DiskRequest, Frozen, SnapshotRequest, Window
+from pullback.model.backups import DiskRequest, Frozen, Quiescing, SnapshotRequest, Window
 from pullback.model.disks import Disk
-from pullback.model.exports import Export, NbdAddress
+from pullback.model.exports import Export, Listen, NbdAddress, Served
+from pullback.model.pushing import PushProgress, PushRequest, pushed
+from pullback.model.snapshots import ExportWish, OpenSnapshot, Wanted
+from pullback.model.tracking import Begun, ChangeMap, Doomed, NewBitmap, Union
 
 #: How long cleaning up may take before we give the terminal back (SIGTERM: 10 s in all).
 _CLEAN_SECONDS = 9.0
@@ -60,7 +76,13 @@ async def connect(
         async with opened(found, Path(job.record.runtime)) as storage:
             await _require_same(found, wanted)
             version = capabilities.version_text(await storage.qmp.execute("query-version"))
-            yield OfflineMachine(storage, job, identity, version, cleared)
+            found_machine = OfflineMachine(storage, job, identity, version, cleared)
+            try:
+                yield found_machine
+            except BaseException as error:
+                await despite(error, found_machine.close())
+                raise
+            await pause.uninterrupted(found_machine.close())
 
 
 def _lock(
@@ -77,15 +99,10 @@ def _forget_dead(directories: state.Directories, identity: str) -> list[str]:
     cleared = []
     for job in state.jobs_of(directories, socket=_NO_SOCKET, machine=identity):
         record = job.record
-        if record.machine == identity and not _lives(record.qemu):
+        if record.machine == identity and not process_lives(record.qemu):
             recovery.forget(job)
             cleared.append(record.job)
     return cleared
-
-
-def _lives(token: str) -> bool:
-    pid = token.partition(":")[0]
-    return bool(token) and pid.isdecimal() and process_token(int(pid)) == token
 
 
 @contextmanager
@@ -115,6 +132,7 @@ class OfflineMachine:
         self._name = name
         self._version = version
         self._cleared = tuple(cleared)
+        self._lending = Lending(storage, job)
 
     @property
     def name(self) -> str:
@@ -170,6 +188,71 @@ class OfflineMachine:
             raise
         await pause.uninterrupted(made.end())
 
+    async def open_snapshot(self, wanted: Wanted) -> OpenSnapshot:
+        """The disks as they are, until `close_snapshot` or the end of the connection."""
+        require_plain(wanted)
+        return await pause.uninterrupted(self._lending.open(wanted))
+
+    async def snapshots(self) -> tuple[OpenSnapshot, ...]:
+        """The snapshots of this connection."""
+        return tuple(self._lending.snapshots.values())
+
+    async def close_snapshot(self, snapshot: OpenSnapshot, *, take_back: bool) -> None:
+        """Let go of a snapshot and its exports; with `take_back` of its checkpoint too."""
+        await pause.uninterrupted(self._lending.let_go(snapshot))
+        if take_back and snapshot.push is None:
+            now = {disk.target: disk for disk in await self.disks()}
+            parts = [
+                NewBitmap(disk=now[disk.target], mark=disk.checkpoint, freeze=disk.frozen)
+                for disk in snapshot.disks
+                if disk.checkpoint is not None and disk.target in now
+            ]
+            await self.take_back_checkpoint(parts)
+
+    async def annotate(self, snapshot: OpenSnapshot) -> None:
+        """Keep a changed description of a snapshot."""
+        await self._lending.annotate(snapshot)
+
+    async def begin_push(self, wanted: Wanted, request: PushRequest) -> OpenSnapshot:
+        """Let the storage daemon copy the images, until the push is concluded or the connection ends."""
+        return await pause.uninterrupted(self._lending.begin_push(wanted, request))
+
+    async def push_progress(self, snapshot: OpenSnapshot) -> tuple[PushProgress, ...]:
+        """How far each disk of a push is."""
+        return await push.progress(self._storage.qmp, pushed(snapshot.push or {}))
+
+    async def limit_push(self, snapshot: OpenSnapshot, speed: int | None) -> None:
+        """Bytes a second for each disk from now on."""
+        await push.set_speed(self._storage.qmp, pushed(snapshot.push or {}), speed)
+
+    async def pause_push(self, snapshot: OpenSnapshot, *, paused: bool) -> None:
+        """Let a push rest, or go on."""
+        await (push.pause if paused else push.resume)(self._storage.qmp, pushed(snapshot.push or {}))
+
+    async def conclude_push(self, snapshot: OpenSnapshot) -> None:
+        """All is copied: make backups of it."""
+        await pause.uninterrupted(self._lending.conclude_push(snapshot))
+
+    async def serve(self, wishes: Sequence[ExportWish], listen: Listen) -> tuple[Served, ...]:
+        """Export snapshots and disks: all of them, or none."""
+        return await pause.uninterrupted(self._lending.serve(wishes, listen))
+
+    async def served(self) -> tuple[Served, ...]:
+        """What we export for others."""
+        return await self._lending.served()
+
+    async def unserve(self, exported: Sequence[Served]) -> None:
+        """Stop exports, also under clients."""
+        await pause.uninterrupted(self._lending.unserve(exported))
+
+    async def close(self) -> None:
+        """End what was lent to others."""
+        await self._lending.close()
+
+    def push(self, request: PushRequest) -> AbstractAsyncContextManager[pushing.Push]:
+        """Copy the images to destinations; undone if the block is left before it is concluded."""
+        return pushing.of_images(self._storage, self._job, request)
+
     async def drop_bitmaps(self, disk: Disk, names: Sequence[str]) -> None:
         """Remove bitmaps that are worthless."""
         assert disk.node is not None
@@ -192,6 +275,43 @@ class OfflineMachine:
                 merge = checkpoints.chain(await self._storage.bitmaps(node)).deletion(nonce)
                 if merge is not None:
                     await transaction.run(self._storage.qmp, transaction.deletion(node, merge))
+
+    async def create_checkpoint(self, parts: Sequence[NewBitmap], quiescing: Quiescing) -> Begun:
+        """Make a checkpoint on several images, stored when it returns. Nobody writes, so there is nothing to freeze."""
+        return await pause.uninterrupted(self._create(parts))
+
+    async def _create(self, parts: Sequence[NewBitmap]) -> Begun:
+        async with self._storage.writable(tracking.node_of(part.disk) for part in parts):
+            return Begun(moment=await tracking.create(self._storage.qmp, parts), window=Window())
+
+    async def take_back_checkpoint(self, parts: Sequence[NewBitmap]) -> None:
+        """Undo `create_checkpoint`, as far as it was done."""
+        await pause.uninterrupted(self._take_back(parts))
+
+    async def _take_back(self, parts: Sequence[NewBitmap]) -> None:
+        made = [part for part in parts if part.mark.bitmap in await self._names(part.disk)]
+        if made:
+            async with self._storage.writable(tracking.node_of(part.disk) for part in made):
+                await tracking.take_back(self._storage.qmp, made)
+
+    async def _names(self, disk: Disk) -> set[str]:
+        return {bitmap.name for bitmap in await self._storage.bitmaps(tracking.node_of(disk))}
+
+    async def delete_checkpoint(self, parts: Sequence[Doomed]) -> None:
+        """Delete a checkpoint on several images in one transaction."""
+        await pause.uninterrupted(self._delete_one(parts))
+
+    async def _delete_one(self, parts: Sequence[Doomed]) -> None:
+        async with self._storage.writable(tracking.node_of(part.disk) for part in parts):
+            await tracking.delete(self._storage.qmp, parts)
+
+    async def dirty_sizes(self, unions: Sequence[Union]) -> tuple[int, ...]:
+        """Bytes marked in each union of bitmaps."""
+        return await pause.uninterrupted(tracking.sizes(self._storage.qmp, secrets.token_hex(4), unions))
+
+    def change_map(self, union: Union) -> AbstractAsyncContextManager[ChangeMap]:
+        """The ranges marked in a union of bitmaps, over NBD."""
+        return tracking.served(self._storage.qmp, self._job, union, name=secrets.token_hex(4))
 
 
 class OfflineSnapshot:
@@ -232,7 +352,7 @@ class OfflineSnapshot:
         if actions:
             async with self._storage.writable(_node(part) for part in parts if part.checkpoint or part.since):
                 await transaction.run(qmp, actions)
-        await exports.start_server(qmp, self._job, Path(self._job.record.runtime) / "nbd.sock")
+        await serving.ensure_private(qmp, self._job)
         self._disks = tuple([await self._export(index, part) for index, part in enumerate(parts)])
 
     def _actions(self, index: int, part: DiskRequest) -> list[transaction.Action]:
@@ -249,7 +369,7 @@ class OfflineSnapshot:
     async def _export(self, index: int, part: DiskRequest) -> Frozen:
         names = self._names(index)
         name = f"{prefix(self._request.job)}{part.disk.target}-data"
-        address = NbdAddress(socket=Path(self._job.record.runtime) / "nbd.sock", export=name)
+        address = NbdAddress(socket=serving.private_socket(self._job), export=name)
         bitmaps = [names.bitmap] if part.since else []
         await exports.add_nbd(self._storage.qmp, id=names.export("data"), node=_node(part), name=name, bitmaps=bitmaps)
         export = Export(
@@ -271,7 +391,7 @@ class OfflineSnapshot:
             return
         qmp = self._storage.qmp
         await exports.remove(qmp, prefix(self._request.job))
-        await exports.stop_server(qmp, self._job)
+        await serving.stop_unused(qmp, serving.register_of(self._job))
         gone = []
         for index, part in enumerate(self._request.disks):
             name = self._names(index).bitmap

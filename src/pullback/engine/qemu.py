@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from pullback import errors, machine, state
@@ -14,26 +16,42 @@ from pullback.engine import (
     capabilities,
     disks,
     fleece,
-    guard,
     jobs,
+    keeper,
     monitor,
+    opened,
     pause,
+    push,
+    pushing,
     recovery,
     replies,
     scratch,
+    serving,
+    tracking,
     transaction,
 )
 from pullback.engine import exports as block_exports
 from pullback.engine import sweep as sweeping
+from pullback.engine.guard import Guard
 from pullback.engine.quiesce import Quiescer
 from pullback.engine.undoing import despite
 from pullback.model import checkpoints
-from pullback.model.backups import Frozen, SnapshotRequest, Window
+from pullback.model import pushing as pushed_values
+from pullback.model.backups import Frozen, Quiescing, SnapshotRequest, Window
 from pullback.model.disks import Disk
+from pullback.model.exports import Listen, Served, ServerAddress
+from pullback.model.pushing import Pushed, PushProgress, PushRequest
+from pullback.model.snapshots import ExportWish, Kind, OpenSnapshot, Wanted
+from pullback.model.tracking import Begun, ChangeMap, Doomed, NewBitmap, Union
+from pullback.state import checkpoints as checkpoint_documents
+from pullback.state import history
+from pullback.state.serving import Register
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 #: How long cleaning up may take before we give the terminal back (SIGTERM: 10 s in all).
 _CLEAN_SECONDS = 9.0
+#: A destination that hangs is given up first.
+_CLEAN_PUSH_SECONDS = 30.0
 
 
 @asynccontextmanager
@@ -57,6 +75,7 @@ async def connect(
             identity = name or await _identity(qmp, socket if anonymous else None)
             locks.enter_context(state.lock(directories, f"machine {identity}", command=command, title=identity))
             found = QemuMachine(qmp, directories, identity, command)
+            serving.forget_dead(Register(directories.state, identity))
             found.cleared = await _recover(qmp, directories, identity)
             found.can = await capabilities.discover(qmp, directories.cache)
             yield found
@@ -98,6 +117,7 @@ async def _recover(qmp: monitor.Monitor, directories: state.Directories, identit
     """Remove what dead jobs left in this QEMU and on disk; gives their ids."""
     left = state.jobs_of(directories, socket=qmp.socket, machine=identity)
     known = {job.record.job for job in left}
+    left = [job for job in left if not opened.lasting(job, qmp.process)]
     for stray in await recovery.strays(qmp):
         if stray not in known:  # its record was lost: the names alone must do
             left.append(
@@ -105,6 +125,9 @@ async def _recover(qmp: monitor.Monitor, directories: state.Directories, identit
             )
     for job in left:
         await recovery.clear(qmp, job)
+    for job in state.jobs_of(directories, socket=qmp.socket, machine=identity):
+        if opened.needs_keeper(job):
+            await keeper.ensure(job.path)
     return [job.record.job for job in left]
 
 
@@ -162,24 +185,9 @@ class QemuMachine:
         """Freeze disks while the block runs."""
         self._require(request)
         scratch.check(request.scratch, [part.disk for part in request.disks])
-        job = state.begin_job(
-            self._directories,
-            job=request.job,
-            socket=self._qmp.socket,
-            machine=self.name,
-            command=self._command,
-            qemu=self._qmp.process,
-        )
-        async with _guarded(job) as watcher:
-            context = fleece.Context(
-                monitor=self._qmp,
-                capabilities=self.can,
-                job=job,
-                guard=watcher,
-                quiescer=Quiescer(self._qmp, job, watcher, request.quiescing),
-                request=request,
-            )
-            made = QemuSnapshot(context)
+        job = self._begin(request.job)
+        async with recovery.guarded(job) as watcher:
+            made = QemuSnapshot(self._context(job, watcher, request))
             try:
                 await pause.uninterrupted(made.freeze())
                 yield made
@@ -188,11 +196,220 @@ class QemuMachine:
                 raise
             await pause.uninterrupted(made.end())
 
-    def _require(self, request: SnapshotRequest) -> None:
+    @asynccontextmanager
+    async def push(self, request: PushRequest) -> AsyncIterator[pushing.Push]:
+        """Let QEMU copy disks to destinations; undone if the block is left before it is concluded."""
+        scratch.check(request.scratch, [part.disk for part in request.parts])
+        job = self._begin(request.job)
+        async with (
+            recovery.guarded(job) as watcher,
+            pushing.of_machine(self._context(job, watcher, request.snapshot), request) as found,
+        ):
+            yield found
+
+    def _context(self, job: state.Job, watcher: Guard, request: SnapshotRequest) -> fleece.Context:
+        return fleece.Context(
+            monitor=self._qmp,
+            capabilities=self.can,
+            job=job,
+            guard=watcher,
+            quiescer=Quiescer(self._qmp, job, watcher, request.quiescing),
+            request=request,
+        )
+
+    async def open_snapshot(self, wanted: Wanted) -> OpenSnapshot:
+        """Freeze disks, until `close_snapshot`."""
+        self._require(wanted.request)
+        scratch.check(wanted.request.scratch, [part.disk for part in wanted.request.disks])
+        job = self._begin(wanted.request.job)
+        async with recovery.guarded(job) as watcher:
+            made = QemuSnapshot(self._context(job, watcher, wanted.request))
+            try:
+                found = await pause.uninterrupted(made.last(wanted, self.name))
+            except BaseException as error:
+                await despite(error, made.abandon())
+                raise
+            watcher.keep()
+        return found
+
+    async def snapshots(self) -> tuple[OpenSnapshot, ...]:
+        """The snapshots that last, oldest first."""
+        found = [opened.parsed(job) for job in self._lasting()]
+        return tuple(sorted((one for one in found if one), key=lambda one: one.moment))
+
+    def _lasting(self) -> list[state.Job]:
+        jobs_there = state.jobs_of(self._directories, socket=self._qmp.socket, machine=self.name)
+        return [job for job in jobs_there if opened.lasting(job, self._qmp.process)]
+
+    async def close_snapshot(self, snapshot: OpenSnapshot, *, take_back: bool) -> None:
+        """Let go of a lasting snapshot and its exports; with `take_back` of its checkpoint too."""
+        job = self._job_of(snapshot)
+        if job is None:
+            return
+        if snapshot.push is not None:
+            async with opened.stillness(self._qmp, job) as still:
+                begun = pushed_values.pushed(snapshot.push)
+                await pause.uninterrupted(push.cancel(self._qmp, job, begun, still))
+            job.remove()
+        else:
+            await opened.let_go(self._qmp, job, snapshot, take_back=take_back)
+
+    def _job_of(self, snapshot: OpenSnapshot) -> state.Job | None:
+        return next((job for job in self._lasting() if job.record.job == snapshot.job), None)
+
+    async def annotate(self, snapshot: OpenSnapshot) -> None:
+        """Keep a changed description of a lasting snapshot."""
+        job = self._job_of(snapshot)
+        if job is not None:
+            opened.remember(job, snapshot)
+
+    async def fail_snapshot(self, snapshot: OpenSnapshot, reason: str) -> None:
+        """Let go of a snapshot that cannot stay. A job's checkpoint is taken back, one made alone is kept."""
+        is_job = snapshot.kind is not Kind.SNAPSHOT
+        await self.close_snapshot(snapshot, take_back=is_job)
+        if is_job:
+            if snapshot.checkpoint is not None:
+                checkpoint_documents.remove(self._directories, self.name, snapshot.checkpoint)
+            history.save(self._directories.state, self.name, opened.ended(snapshot, error=reason))
+
+    async def begin_push(self, wanted: Wanted, request: PushRequest) -> OpenSnapshot:
+        """Freeze disks and let QEMU copy them, until `conclude_push` or `close_snapshot`."""
+        scratch.check(request.scratch, [part.disk for part in request.parts])
+        job = self._begin(request.job)
+        async with recovery.guarded(job) as watcher:
+            context = self._context(job, watcher, request.snapshot)
+            described: list[Pushed] = []
+            try:
+                found = await pause.uninterrupted(self._push(context, wanted, request, described))
+            except BaseException as error:
+                await despite(error, self._undo_push(context, described))
+                raise
+            watcher.keep()
+        return found
+
+    async def _push(
+        self, context: fleece.Context, wanted: Wanted, request: PushRequest, described: list[Pushed]
+    ) -> OpenSnapshot:
+        described.append(await push.prepare(context, request))
+        begun, cut = await push.begin(context, request, described[-1])
+        described.append(begun)
+        found = replace(opened.describe(context, cut, wanted, self.name), push=begun.document())
+        opened.remember(context.job, found)
+        await context.quiescer.end()
+        return found
+
+    async def _undo_push(self, context: fleece.Context, described: Sequence[Pushed]) -> None:
+        async with asyncio.timeout(_CLEAN_PUSH_SECONDS):
+            await context.quiescer.end()
+            begun = described[-1] if described else None
+            await push.cancel(self._qmp, context.job, begun, fleece.stillness(context))
+            context.job.remove()
+
+    async def push_progress(self, snapshot: OpenSnapshot) -> tuple[PushProgress, ...]:
+        """How far each disk of a push is."""
+        return await push.progress(self._qmp, pushed_values.pushed(snapshot.push or {}))
+
+    async def limit_push(self, snapshot: OpenSnapshot, speed: int | None) -> None:
+        """Bytes a second for each disk from now on; None: as fast as it goes."""
+        await push.set_speed(self._qmp, pushed_values.pushed(snapshot.push or {}), speed)
+
+    async def pause_push(self, snapshot: OpenSnapshot, *, paused: bool) -> None:
+        """Let a push rest, or go on."""
+        step = push.pause if paused else push.resume
+        await step(self._qmp, pushed_values.pushed(snapshot.push or {}))
+
+    async def conclude_push(self, snapshot: OpenSnapshot) -> None:
+        """All is copied: make backups of it. `BusyError` while it is not; of a failure all is undone."""
+        job = self._job_of(snapshot)
+        if job is None:
+            return
+        begun = pushed_values.pushed(snapshot.push or {})
+        async with opened.stillness(self._qmp, job) as still:
+            try:
+                await pause.uninterrupted(push.conclude(self._qmp, job, begun, still))
+            except (errors.BusyError, errors.CleanupIncomplete, errors.OutcomeUnknown):
+                raise
+            except errors.PullbackError:
+                job.remove()
+                raise
+        job.remove()
+
+    async def settle_push(self, snapshot: OpenSnapshot) -> None:
+        """For the keeper: if nothing is left to wait for, conclude it, and write down how it ended."""
+        found = await self.push_progress(snapshot)
+        if not push.over(found):
+            return
+        failure: str | None = None
+        try:
+            await self.conclude_push(snapshot)
+        except (errors.CleanupIncomplete, errors.OutcomeUnknown):
+            raise
+        except errors.PullbackError as error:
+            failure = str(error)
+            if snapshot.checkpoint is not None:
+                checkpoint_documents.remove(self._directories, self.name, snapshot.checkpoint)
+        history.save(self._directories.state, self.name, opened.ended(snapshot, error=failure, progress=found))
+
+    async def serve(self, wishes: Sequence[ExportWish], listen: Listen) -> tuple[Served, ...]:
+        """Export snapshots and disks: all of them, or none."""
+        self._require_exports("an export")
+        for wish in wishes:
+            disk = disks.named(await self.disks(), wish.target, self.name)
+            opened.require_exportable(self.can, wish.target, iothread=disk.iothread is not None)
+        register = Register(self._directories.state, self.name)
+        job = self._begin(secrets.token_hex(4))
+        done: list[Served] = []
+        try:
+            address = await serving.ensure(self._qmp, register, listen, private=serving.private_socket(job))
+            for wish in wishes:
+                done.append(await self._serve_one(wish, job, register, address))
+        except BaseException as error:
+            await despite(error, self._unserve(done, [job]))
+            raise
+        if all(served.job != job.record.job for served in done):
+            recovery.forget(job)
+        return tuple(done)
+
+    async def _serve_one(self, wish: ExportWish, job: state.Job, register: Register, address: ServerAddress) -> Served:
+        if wish.snapshot is not None:
+            return await opened.serve_view(self._qmp, register, wish, address)
+        disk = disks.named(await self.disks(), wish.target, self.name)
+        if job.record.open is None:
+            opened.remember(job, opened.exports_only(job))
+        assert disk.node is not None
+        node = disk.node if wish.writable or disk.root is None else disk.root
+        return await opened.serve_disk(self._qmp, register, wish, address, job=job.record.job, node=node)
+
+    async def served(self) -> tuple[Served, ...]:
+        """What we export for others."""
         if not self.can.exports:
-            raise errors.Unsupported(what="a backup", reason=f"QEMU {self.can.version} is older than 5.2")
+            return ()
+        found = await serving.current(self._qmp, Register(self._directories.state, self.name))
+        return found.exports if found else ()
+
+    async def unserve(self, exported: Sequence[Served]) -> None:
+        """Stop exports, also under clients; the server too, if they were its last."""
+        ended = {served.job for served in exported}
+        await pause.uninterrupted(self._unserve(exported, [job for job in self._lasting() if job.record.job in ended]))
+
+    async def _unserve(self, exported: Sequence[Served], ended: Sequence[state.Job]) -> None:
+        for served in exported:
+            await block_exports.remove(self._qmp, served.id)
+        await serving.stop_unused(self._qmp, Register(self._directories.state, self.name))
+        left = {served.job for served in await self.served()}
+        for job in ended:
+            snapshot = opened.parsed(job)
+            if job.record.job not in left and (snapshot is None or snapshot.kind is Kind.EXPORT):
+                recovery.forget(job)
+
+    def _require(self, request: SnapshotRequest) -> None:
+        self._require_exports("a backup")
         if request.nbd_server is not None:
             _require_private(request.nbd_server)
+
+    def _require_exports(self, what: str) -> None:
+        if not self.can.exports:
+            raise errors.Unsupported(what=what, reason=f"QEMU {self.can.version} is older than 5.2")
 
     async def drop_bitmaps(self, disk: Disk, names: Sequence[str]) -> None:
         """Remove bitmaps that are worthless."""
@@ -210,17 +427,46 @@ class QemuMachine:
             if merge is not None:
                 await transaction.run(self._qmp, transaction.deletion(now.node, merge))
 
+    async def create_checkpoint(self, parts: Sequence[NewBitmap], quiescing: Quiescing) -> Begun:
+        """Make a checkpoint on several disks at one instant."""
+        return await pause.uninterrupted(self._create(parts, quiescing))
 
-@asynccontextmanager
-async def _guarded(job: state.Job) -> AsyncIterator[guard.Guard]:
-    """A guard over the job while the block runs. Without one nothing was begun, so nothing is recorded."""
-    async with AsyncExitStack() as stack:
-        try:
-            watcher = await stack.enter_async_context(guard.guarding(job))
-        except BaseException:
-            recovery.forget(job)
-            raise
-        yield watcher
+    async def _create(self, parts: Sequence[NewBitmap], quiescing: Quiescing) -> Begun:
+        async with tracking.quiet(self._qmp, quiescing, lambda: self._begin(secrets.token_hex(4))) as quiet:
+            moment = await tracking.create(self._qmp, parts)
+        window = Window(frozen=quiet.count, frozen_seconds=quiet.seconds, frozen_note=quiet.note)
+        return Begun(moment=moment, window=window)
+
+    async def take_back_checkpoint(self, parts: Sequence[NewBitmap]) -> None:
+        """Undo `create_checkpoint`, as far as it was done."""
+        await pause.uninterrupted(tracking.take_back(self._qmp, parts))
+
+    async def delete_checkpoint(self, parts: Sequence[Doomed]) -> None:
+        """Delete a checkpoint on several disks in one transaction."""
+        await pause.uninterrupted(tracking.delete(self._qmp, parts))
+
+    async def dirty_sizes(self, unions: Sequence[Union]) -> tuple[int, ...]:
+        """Bytes marked in each union of bitmaps."""
+        return await pause.uninterrupted(tracking.sizes(self._qmp, secrets.token_hex(4), unions))
+
+    @asynccontextmanager
+    async def change_map(self, union: Union) -> AsyncIterator[ChangeMap]:
+        """The ranges marked in a union of bitmaps, over NBD."""
+        self._require_exports("telling what changed")
+        job = self._begin(secrets.token_hex(4))
+        end = partial(recovery.forget, job)
+        async with recovery.guarded(job), tracking.served(self._qmp, job, union, name=job.record.job, end=end) as found:
+            yield found
+
+    def _begin(self, job: str) -> state.Job:
+        return state.begin_job(
+            self._directories,
+            job=job,
+            socket=self._qmp.socket,
+            machine=self.name,
+            command=self._command,
+            qemu=self._qmp.process,
+        )
 
 
 def _require_private(socket: Path) -> None:
@@ -266,6 +512,14 @@ class QemuSnapshot:
         """Make the snapshot."""
         self._cut = await fleece.freeze(self._context)
         self._disks = await fleece.publish(self._context, self._cut)
+
+    async def last(self, wanted: Wanted, machine: str) -> OpenSnapshot:
+        """Make it, to stay when we are gone."""
+        self._cut = await fleece.freeze(self._context)
+        found = opened.describe(self._context, self._cut, wanted, machine)
+        opened.remember(self._context.job, found)
+        await self._context.quiescer.end()
+        return found
 
     async def close(self) -> None:
         """Let go of the frozen view now."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import graph, names, pause, quiesce, replies, sweep
-from pullback.engine.guard import guarding
+from pullback.engine import graph, names, pause, quiesce, replies, serving, sweep
+from pullback.engine.guard import Guard, guarding
 from pullback.engine.monitor import Monitor, connect
 
 
@@ -29,7 +31,20 @@ async def clear(monitor: Monitor, job: state.Job) -> None:
 def forget(job: state.Job) -> None:
     """The job's machine is gone, and with it all that was in it: remove the files."""
     sweep.remove_files(job)
+    serving.forget_dead(serving.register_of(job))
     job.remove()
+
+
+@asynccontextmanager
+async def guarded(job: state.Job) -> AsyncIterator[Guard]:
+    """A guard over the job while the block runs. Without one nothing was begun, so nothing is recorded."""
+    async with AsyncExitStack() as stack:
+        try:
+            watcher = await stack.enter_async_context(guarding(job))
+        except BaseException:
+            forget(job)
+            raise
+        yield watcher
 
 
 async def strays(monitor: Monitor) -> list[str]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import guard
+from pullback.engine import guard, keeper
 
 
 def main(path: Path, parent: int) -> None:
@@ -19,26 +19,36 @@ def main(path: Path, parent: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    if not _watch(parent):
+    farewell = _watch(parent)
+    if farewell == guard.KEEP:
+        _become_keeper(path)
+    elif farewell is None:
         job = state.load_job(path)
         if job is not None:
             asyncio.run(_rescue(job))
 
 
-def _watch(parent: int) -> bool:
-    """True if the parent said goodbye; False if it died, or was silent and has been killed."""
+def _become_keeper(path: Path) -> None:
+    """In a child, so that our parent need not wait for it."""
+    if os.fork() == 0:
+        os.execv(sys.executable, keeper.words(path))
+
+
+def _watch(parent: int) -> bytes | None:
+    """How the parent said goodbye; None if it died, or was silent and has been killed."""
     armed = False
     while True:
         ready, _, _ = select.select([0], [], [], guard.SILENCE_SECONDS if armed else None)
         if not ready:
             if os.getppid() == parent:  # still our parent, so the number was not re-used
                 os.kill(parent, signal.SIGKILL)
-            return False
+            return None
         received = os.read(0, 4096)
         if not received:
-            return False
-        if guard.QUIT in received:
-            return True
+            return None
+        for farewell in (guard.QUIT, guard.KEEP):
+            if farewell in received:
+                return farewell
         last = received.replace(guard.BEAT, b"")[-1:]
         armed = last == guard.ARM if last else armed
 

@@ -11,13 +11,14 @@ import asyncio
 import ctypes
 import os
 import secrets
+import stat
 import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from pullback import errors, units
-from pullback.model.backups import Fleecing
+from pullback.model.backups import Fleecing, Scratch
 from pullback.model.disks import Disk
 from pullback.programs import qemu_img
 
@@ -41,7 +42,12 @@ _FALLOC_KEEP_SIZE = 1
 
 def needed(disks: Iterable[Disk]) -> int:
     """Bytes that must stay free where scratch lies: 1 GiB, or 5 % of the disks if that is more."""
-    return max(_MINIMUM_FREE, sum(disk.size for disk in disks) // 20)
+    return needed_bytes(disk.size for disk in disks)
+
+
+def needed_bytes(sizes: Iterable[int]) -> int:
+    """The same, by the sizes of the disks."""
+    return max(_MINIMUM_FREE, sum(sizes) // 20)
 
 
 def check(directory: Path, disks: Iterable[Disk]) -> None:
@@ -122,6 +128,62 @@ def create(path: Path, disk: Disk, fleecing: Fleecing, owner: tuple[int, int] | 
         os.close(descriptor)
 
 
+def check_new(path: Path, disks: Iterable[Disk]) -> None:
+    """May a scratch image be made under a name that the user chose? The rules of its directory are the same."""
+    if path.exists() or path.is_symlink():
+        raise errors.DestinationExists(path=str(path))
+    if not path.parent.is_dir():
+        raise errors.ScratchUnsuitable(path=str(path.parent), reason="it is no directory")
+    check(path.parent, disks)
+
+
+def take(chosen: Scratch, disk: Disk, fleecing: Fleecing, owner: tuple[int, int] | None) -> None:
+    """Make, format or check the place that the user chose for a disk's old blocks."""
+    if chosen.ours:
+        create(chosen.path, disk, fleecing, owner)
+    elif chosen.block:
+        _take_device(chosen.path, disk, fleecing)
+    else:
+        _require_empty(chosen.path, disk)
+
+
+def _take_device(path: Path, disk: Disk, fleecing: Fleecing) -> None:
+    if not path.is_block_device():
+        raise errors.ScratchUnsuitable(path=str(path), reason="it is no block device")
+    with open(path, "rb") as device:
+        length = device.seek(0, os.SEEK_END)
+    if length < disk.size:
+        reason = f"it has {units.format_size(length)}, and disk {disk.target} has {units.format_size(disk.size)}"
+        raise errors.ScratchUnsuitable(path=str(path), reason=reason)
+    if fleecing is Fleecing.CLASSIC:
+        qemu_img.create(path, disk.size)
+
+
+def _require_empty(path: Path, disk: Disk) -> None:
+    """A scratch image with old data in it would show that in place of the disk's."""
+    try:
+        found = qemu_img.info(path, format="qcow2")
+        mapped = qemu_img.allocated(path, format="qcow2")
+    except errors.ProgramFailed as error:
+        raise errors.ScratchUnsuitable(path=str(path), reason=f"it is no qcow2 image ({error.message})") from error
+    if found.virtual_size != disk.size:
+        raise errors.ScratchUnsuitable(
+            path=str(path), reason=f"it has {found.virtual_size} bytes, the disk {disk.size}"
+        )
+    if found.backing or mapped:
+        raise errors.ScratchUnsuitable(path=str(path), reason="it is not empty")
+
+
+def remove_chosen(path: Path) -> None:
+    """Remove an image that we made under a user's name, if it still is a file of ours alone."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return
+    if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o600:
+        path.unlink(missing_ok=True)
+
+
 def _reserve(descriptor: int, directory: Path, disk: Disk) -> bool:
     """Allocate a disk's size, and 1/64 for tables, behind the end of file, if room is left then."""
     length = disk.size + disk.size // 64 + units.MiB
@@ -142,8 +204,18 @@ async def answers(directory: Path, seconds: float | None = None) -> bool:
     if not directory.is_dir():
         return True  # nothing of ours can hang there
     path = directory / f".pullback-answer-{os.getpid()}-{secrets.token_hex(4)}"
+    return await _ends(_TOUCH, path, seconds)
+
+
+async def synced(device: Path, seconds: float | None = None) -> bool:
+    """Does a block device still answer? A sync of a child's, under a deadline; an error is an answer."""
+    return await _ends('sync "$1"', device, seconds)
+
+
+async def _ends(script: str, path: Path, seconds: float | None) -> bool:
+    """Does a shell script about `path` come to an end in time?"""
     child = subprocess.Popen(
-        ["/bin/sh", "-c", _TOUCH, "sh", path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        ["/bin/sh", "-c", script, "sh", path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True, env={"PATH": os.defpath},
     )  # fmt: skip
     deadline = time.monotonic() + (ANSWER_SECONDS if seconds is None else seconds)

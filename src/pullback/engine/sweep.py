@@ -3,8 +3,9 @@
 The same code ends a good job, undoes half a failed one, and clears up after a death: it asks QEMU
 what is there instead of remembering it.
 
-    (scratch answers?) → exports → NBD server (ours, unused) → backup jobs → snapshot nodes → filters out of the
-    devices' way → filter nodes, scratch nodes, map nodes → temporary bitmaps → files
+    (scratch answers?) → exports → NBD server (ours, unused) → copying jobs → backup jobs → destinations,
+    snapshot nodes → filters out of the devices' way → filter nodes, scratch nodes, map nodes → temporary bitmaps
+    → files
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import disks, exports, graph, jobs, names, scratch
+from pullback.engine import destinations, disks, exports, graph, jobs, names, scratch, serving
 from pullback.engine.monitor import Monitor
 from pullback.programs import process
 
@@ -38,9 +39,11 @@ async def sweep(monitor: Monitor, job: state.Job, *, still: Stillness) -> None:
     ours = names.prefix(job.record.job)
     await _prove_scratch(job)
     await exports.remove(monitor, ours)
-    await exports.stop_server(monitor, job)
+    await serving.stop_unused(monitor, serving.register_of(job))
+    await destinations.release(monitor, job)
     await jobs.end(monitor, ours)
-    await _remove_nodes(monitor, job, "snap")
+    for role in ("dst", "snap"):
+        await _remove_nodes(monitor, job, role)
     await _take_out_filters(monitor, job, still)
     for role in names.REMOVAL:
         await _remove_nodes(monitor, job, role)
@@ -128,6 +131,8 @@ def remove_files(job: state.Job) -> None:
     """Remove scratch images, sockets and mount points of a job that has nothing left in QEMU."""
     for path in job.record.scratch:
         Path(path).unlink(missing_ok=True)
+    for path in job.record.chosen:
+        scratch.remove_chosen(Path(path))
     if not job.record.runtime:
         return
     runtime = Path(job.record.runtime)

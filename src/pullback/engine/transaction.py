@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pullback.engine.monitor import Monitor
 from pullback.model import checkpoints
-from pullback.model.checkpoints import Mark, Merge
+from pullback.model.checkpoints import Chain, Mark, Merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +143,21 @@ def take_back(node: str, new: Mark, freeze: str | None) -> list[Action]:
         MergeInto(node=node, target=freeze, sources=(new.bitmap,)),
         remove,
     ]
+
+
+def give_back(node: str, chain: Chain, new: Mark) -> list[Action]:
+    """Undo `checkpoint` on a chain as it is now; nothing if it is not there.
+
+    Exactly as it was before, if it still is the newest; else it is deleted like any checkpoint.
+    """
+    link = chain.find(new.nonce)
+    if link is None:
+        return []
+    index = chain.links.index(link)
+    if chain.newest is link and chain.problem is None:
+        return take_back(node, link.mark, chain.links[index - 1].mark.bitmap if index else None)
+    merge = chain.deletion(new.nonce)
+    return deletion(node, merge) if merge else []
 
 
 def union(node: str, name: str, sources: Sequence[str]) -> list[Action]:

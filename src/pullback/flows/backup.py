@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from pullback import __version__, errors, extents, repo, state, units
+from pullback import errors, extents, repo, state, units
 from pullback.engine import scratch
 from pullback.engine.pause import uninterrupted
 from pullback.extents import Extent
@@ -38,6 +38,7 @@ from pullback.progress import Cancel, Progress, Silent
 from pullback.transfer import NbdEndpoint, Piece, Zero, copy
 from pullback.transfer.copier import Work
 from pullback.transfer.frozen import FrozenEndpoint
+from pullback.version import __version__
 
 #: The allocation and the changes of so many bytes are held in memory at a time.
 WINDOW = 4 * units.GiB

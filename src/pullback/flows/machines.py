@@ -11,6 +11,7 @@ from pullback.flows.opening import open_machine
 from pullback.machine import Machine
 from pullback.model import checkpoints, urls
 from pullback.model.disks import Disk
+from pullback.state import checkpoints as saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class Untracked:
     machine: str
     #: Bitmaps removed, by target.
     bitmaps: Mapping[str, tuple[str, ...]]
+    #: Checkpoints whose documents were removed.
+    documents: tuple[str, ...]
     #: Dead jobs that were cleared away.
     jobs: tuple[str, ...]
 
@@ -52,7 +55,7 @@ async def info(request: Request) -> Info:
 
 
 async def untrack(request: Request) -> Untracked:
-    """Remove every bitmap, node, job and export of ours; the next backup reads everything.
+    """Remove every bitmap, document, node, job and export of ours; the next backup reads everything.
 
     Raises `BusyError` while somebody uses one of the bitmaps.
     """
@@ -66,4 +69,5 @@ async def untrack(request: Request) -> Untracked:
             if ours:
                 await machine.drop_bitmaps(disk, ours)
                 removed[disk.target] = ours
-        return Untracked(machine=machine.name, bitmaps=removed, jobs=tuple(machine.cleared))
+        documents = saved.clear(request.directories, machine.name)
+        return Untracked(machine=machine.name, bitmaps=removed, documents=documents, jobs=tuple(machine.cleared))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
 
 from pullback import state
 from pullback.engine import offline, qemu
 from pullback.machine import Machine
 from pullback.model import urls
+
+T = TypeVar("T")
+#: An open machine, for those who only pass it on.
+Opened = Machine
+#: What is done with an open machine.
+Work = Callable[[Machine, state.Directories], Awaitable[T]]
 
 
 def open_machine(
@@ -26,3 +34,17 @@ def open_machine(
     if isinstance(url, urls.ImagesMachine):
         return offline.connect(url, directories, command=command, name=name, anonymous=anonymous)
     return qemu.connect(url.socket, directories, command=command, name=name, anonymous=anonymous)
+
+
+async def on_machine(
+    url: urls.Machine,
+    directories: state.Directories,
+    work: Work[T],
+    *,
+    command: str,
+    name: str | None = None,
+    anonymous: bool = False,
+) -> T:
+    """Open a machine for one piece of work."""
+    async with open_machine(url, directories, command=command, name=name, anonymous=anonymous) as machine:
+        return await work(machine, directories)

@@ -53,6 +53,23 @@ class Quiescing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scratch:
+    """A place for a disk's old blocks that the user chose."""
+
+    #: A file that is made and removed again, or a block device.
+    path: Path
+    #: A block device: it is formatted.
+    block: bool = False
+    #: The qcow2 image is there already, empty and of the right size, and is left there.
+    reuse: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Is it a file that we make and remove?"""
+        return not (self.block or self.reuse)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskRequest:
     """One disk's part of a snapshot."""
 
@@ -63,6 +80,8 @@ class DiskRequest:
     checkpoint: Mark | None = None
     #: The bitmap that records until then, to be frozen.
     freeze: str | None = None
+    #: None: a file in the snapshot's directory.
+    scratch: Scratch | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +98,10 @@ class SnapshotRequest:
     #: A running NBD server of the user's that we may share, by its unix socket.
     nbd_server: Path | None = None
     quiescing: Quiescing = field(default_factory=Quiescing)
+    #: It stays when we are gone, and other programs read it.
+    lasting: bool = False
+    #: Nobody reads it from outside: a job in the hypervisor copies it (`model.pushing`).
+    pushed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

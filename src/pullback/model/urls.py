@@ -10,11 +10,13 @@ format is found out. (A relative path that begins so is written `./raw:…`.)
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pullback import errors
 from pullback.model import disks
+from pullback.model.documents import rules
 
 _MACHINE_EXAMPLE = (
     "Name a QEMU process by its QMP socket, qmp:/run/web01.sock, or a machine that is off by its images, "
@@ -48,6 +50,8 @@ class ImagesMachine:
     images: tuple[Image, ...]
 
 
+_ADDRESS = re.compile(r"(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[0-9]{1,6}))?", re.ASCII)
+_MAX_PORT = 65535
 Machine = QmpMachine | ImagesMachine
 #: Formats that an image can have.
 FORMATS = ("qcow2", "raw")
@@ -123,3 +127,18 @@ def unix_socket(url: str) -> Path:
         problem="it is no unix socket",
         example="Name it by its socket: unix:/run/web01-nbd.sock",
     )
+
+
+def address(text: str) -> tuple[str, int | None]:
+    """`HOST`, `HOST:PORT`, `[IPv6]` or `[IPv6]:PORT` to listen on; no port, or 0, is None: a free one. `BadUrl`."""
+    match = _ADDRESS.fullmatch(text)
+    host = match and (match["bracketed"] or match["host"])
+    port = int(match["port"] or 0) if match else 0
+    wrong = rules.host(host) if host else "is neither HOST nor HOST:PORT"
+    problem = f"it {wrong}" if wrong else None
+    if problem is None and port > _MAX_PORT:
+        problem = f"the highest port is {_MAX_PORT}"
+    if problem is not None or not host:
+        example = "Name it like 192.0.2.1:10809, [2001:db8::1]:10809, or localhost for a free port there"
+        raise errors.BadUrl(url=text, kind="place to listen", problem=str(problem), example=example)
+    return host, port or None

@@ -63,7 +63,7 @@ def run(
             stdin=subprocess.DEVNULL if input is None else None,
             capture_output=True,
             timeout=timeout,
-            env=_environment(env),
+            env=environment(env),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -100,7 +100,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=self._log if stdout is None else stdout,
             stderr=self._log,
-            env=_environment(env),
+            env=environment(env),
             pass_fds=pass_fds,
         )
 
@@ -176,7 +176,7 @@ def _name(words: Sequence[str]) -> str:
     return Path(words[0]).name
 
 
-def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+def environment(env: Mapping[str, str] | None) -> dict[str, str]:
     """Ours without secrets, in plain C locale so that messages can be recognised."""
     base = dict(os.environ) if env is None else dict(env)
     for name in [name for name in base if "PASSWORD" in name or name.startswith("AWS_")]:

@@ -45,10 +45,12 @@ class ImageInfo:
     #: Was not closed cleanly, and its reference counts must be repaired before it is written to.
     dirty: bool = False
     bitmaps: tuple[StoredBitmap, ...] = ()
+    #: Bytes of a cluster; 0 where the format has none.
+    cluster: int = 0
 
 
 def create(
-    path: Path, size: int, *, format: str = "qcow2", backing: str | None = None, options: str | None = None
+    path: Path | str, size: int, *, format: str = "qcow2", backing: str | None = None, options: str | None = None
 ) -> None:
     """Make an image of `size` bytes; `backing` is written as given (relative to `path`) and not opened."""
     argv: list[str | Path] = ["qemu-img", "create", "-q", "-f", format]
@@ -59,12 +61,12 @@ def create(
     process.run([*argv, path, str(size)], timeout=_TIMEOUT)
 
 
-def info(path: Path, *, format: str | None = None) -> ImageInfo:
-    """Look at one image, without its backing chain and without taking its lock."""
+def info(path: Path | str, *, format: str | None = None, timeout: float = _TIMEOUT) -> ImageInfo:
+    """Look at one image (a path, or an NBD URI), without its backing chain and without taking its lock."""
     argv: list[str | Path] = ["qemu-img", "info", "-U", "--output=json"]
     if format:
         argv += ["-f", format]
-    answer = _object(process.run([*argv, path], timeout=_TIMEOUT))
+    answer = _object(process.run([*argv, path], timeout=timeout))
     specific = answer.get("format-specific")
     inner = specific.get("data") if isinstance(specific, dict) else None
     details = inner if isinstance(inner, dict) else {}
@@ -81,7 +83,18 @@ def info(path: Path, *, format: str | None = None) -> ImageInfo:
         full_backing=_text(answer.get("full-backing-filename")),
         dirty=bool(answer.get("dirty-flag")),
         bitmaps=_bitmaps(details.get("bitmaps")),
+        cluster=cluster if isinstance(cluster := answer.get("cluster-size"), int) else 0,
     )
+
+
+def allocated(path: Path, *, format: str) -> bool:
+    """Has an image data of its own, its backing chain aside?"""
+    output = process.run(["qemu-img", "map", "-U", "--output=json", "-f", format, path], timeout=_TIMEOUT)
+    try:
+        ranges = json.loads(output)
+    except ValueError as error:
+        raise errors.BadReply(who="qemu-img", problem=str(error)) from error
+    return any(item.get("present", True) and item.get("depth") == 0 for item in ranges if isinstance(item, dict))
 
 
 def _bitmaps(listed: object) -> tuple[StoredBitmap, ...]:

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -38,6 +39,11 @@ class Directories:
     def scratch(self) -> Path:
         """Default directory of scratch images."""
         return self.state / "scratch"
+
+
+#: What a lock's holder says that is no user's command (`engine.keeper`).
+KEEPER = "keeper"
+_KEEPER_SECONDS = 10.0
 
 
 def directories(override: Path | None = None) -> Directories:
@@ -63,6 +69,11 @@ def directories(override: Path | None = None) -> Directories:
 
 def _xdg(variable: str, default: Path) -> Path:
     return Path(os.environ.get(variable) or default) / "pullback"
+
+
+def machine_directory(base: Path, machine: str) -> Path:
+    """What is kept of a machine as long as it is known: below the state directory `base`."""
+    return base / "machines" / hashlib.sha256(machine.encode()).hexdigest()[:24]
 
 
 def private(directory: Path) -> Path:
@@ -93,14 +104,25 @@ def lock(directories: Directories, what: str, *, command: str, title: str) -> It
     name = hashlib.sha256(what.encode()).hexdigest()[:24]
     path = private(directories.state / "locks") / f"{name}.lock"
     with _opened(path) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise errors.BusyError(what=title, holder=_holder(descriptor)) from error
+        _acquire(descriptor, title)
         os.ftruncate(descriptor, 0)
         note = {"what": what, "command": command, "pid": os.getpid(), "since": _now()}
         os.pwrite(descriptor, json.dumps(note).encode(), 0)
         yield
+
+
+def _acquire(descriptor: int, title: str) -> None:
+    """Lock it. A keeper holds a machine only for moments, so it is waited for."""
+    deadline = time.monotonic() + _KEEPER_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            holder = _holder(descriptor)
+            if not holder.startswith(f"{KEEPER},") or time.monotonic() > deadline:
+                raise errors.BusyError(what=title, holder=holder) from error
+            time.sleep(0.02)
 
 
 @contextmanager
@@ -151,12 +173,16 @@ class Record:
     paused_by_us: bool = False
     #: The guest agent's socket, from before it is asked to freeze until it has thawed: who finds it thaws.
     frozen_agent: str = ""
-    #: The socket of the NBD server that we started in QEMU.
-    nbd_server: str | None = None
+    #: Of a snapshot that lasts: what it is (`engine.opened`). It is kept as long as its QEMU lives.
+    open: dict[str, Any] | None = None
     #: Scratch images, to be removed.
     scratch: list[str] = field(default_factory=list)
+    #: Scratch images under names that the user chose, to be removed too.
+    chosen: list[str] = field(default_factory=list)
     #: Directory of sockets and mount points, to be removed.
     runtime: str = ""
+    #: Where what can be found out again is kept.
+    cache: str = ""
 
 
 class Job:
@@ -168,20 +194,26 @@ class Job:
 
     def save(self) -> None:
         """Write beside, sync, rename, sync the directory."""
-        beside = self.path.with_suffix(".new")
-        try:
-            with open(beside, "w", encoding="utf-8", opener=_private_opener) as file:
-                json.dump(asdict(self.record), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(self.path)
-            sync_directory(self.path.parent)
-        except OSError as error:
-            raise errors.CannotWrite(path=str(self.path), reason=_reason(error)) from error
+        write_durably(self.path, asdict(self.record))
 
     def remove(self) -> None:
         """The job left nothing behind: forget it."""
         self.path.unlink(missing_ok=True)
+        self.path.with_suffix(".keeper").unlink(missing_ok=True)
+
+
+def write_durably(path: Path, values: object) -> None:
+    """Write JSON beside, sync, rename, sync the directory."""
+    beside = path.with_suffix(".new")
+    try:
+        with open(beside, "w", encoding="utf-8", opener=_private_opener) as file:
+            json.dump(values, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise errors.CannotWrite(path=str(path), reason=_reason(error)) from error
 
 
 def _private_opener(path: str, flags: int) -> int:
@@ -208,6 +240,7 @@ def begin_job(directories: Directories, *, job: str, socket: Path, machine: str,
         pid=os.getpid(),
         started=_now(),
         runtime=str(runtime),
+        cache=str(directories.cache),
         qemu=qemu,
     )
     made = Job(private(directories.state / "jobs") / f"{job}.json", record)
@@ -228,11 +261,23 @@ def load_job(path: Path) -> Job | None:
 
 def _plausible(record: Record) -> bool:
     """Records are read by root and name files to be removed: take none that was tampered with."""
-    texts = [record.job, record.socket, record.machine, record.command, record.started, record.qemu, record.runtime]
+    texts = [
+        record.job,
+        record.socket,
+        record.machine,
+        record.command,
+        record.started,
+        record.qemu,
+        record.runtime,
+        record.cache,
+    ]
     return (
         isinstance(record.scratch, list)
-        and all(isinstance(text, str) for text in (*texts, *record.scratch, record.nbd_server or ""))
+        and isinstance(record.chosen, list)
+        and all(isinstance(text, str) for text in (*texts, *record.scratch, *record.chosen))
+        and all(Path(path).is_absolute() for path in record.chosen)
         and isinstance(record.pid, int)
+        and (record.open is None or isinstance(record.open, dict))
         and isinstance(record.paused_by_us, bool)
         and len(record.job) == 8
         and set(record.job) <= set("0123456789abcdef")

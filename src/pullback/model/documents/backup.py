@@ -10,7 +10,7 @@ JSON form (keys that say nothing are left out; `*` must be there):
                 "fdgroup": "<name>" (* for fd),
                 "tls": true},
      "disks": [{"name": "vda" *, "backup": true (default),
-                "type": "file" | "block",     * in a push, file by default in a pull
+                "type": "file" | "block" | "network",   * in a push, file by default in a pull
                 "backupmode": "full" | "incremental",
                 "incremental": "<checkpoint>",
                 "exportname": "…", "exportbitmap": "…",           pull only
@@ -29,6 +29,7 @@ The rules are those of libvirt (its schema, which it always applies to this docu
 - disks have other targets too, such as nvme0n1
 - `index` is read, so that what a running job of libvirt tells can be read (its schema refuses it)
 - paths are absolute in the sense of Linux, of a length that Linux opens, and without control characters
+- type `network` with the URI of an NBD server is ours alone, for the target of a push
 - `effective` refuses a file or export name that two disks would share, and a file that is a disk's source
 """
 
@@ -249,6 +250,8 @@ def _agree(fields: Fields, disk: BackupDisk, mode: Mode) -> None:
     """Rules of a pull's scratch: libvirt formats it as qcow2, and makes up no block device."""
     if mode is Mode.PUSH:
         return
+    if disk.type is StoreType.NETWORK:
+        raise fields.bad("type", "must be file or block in a pull")
     if disk.driver not in (None, Format.QCOW2):
         raise fields.bad("driver", "must be qcow2 in a pull")
     if disk.scratch is None and (disk.driver is not None or disk.type is StoreType.BLOCK):
@@ -267,19 +270,25 @@ def _placed(disk: BackupDisk, where: Store | None, mode: Mode) -> BackupDisk:
 
 
 def effective(
-    document: BackupDocument, disks: Sequence[MachineDisk], moment: Moment, *, directory: str | None = None
+    document: BackupDocument,
+    disks: Sequence[MachineDisk],
+    moment: Moment,
+    *,
+    directory: str | None = None,
+    autoport: bool = False,
 ) -> BackupDocument:
     """The document with nothing left open, as libvirt tells it of a running job.
 
     Every disk of the machine is in it: those listed first, in their order, then the others with
     `backup=False`; without a list, all that are writable and have a medium take part. Files that
     are not named are called `SOURCE.SUFFIX`, where SUFFIX is `moment.name`, or
-    `directory/TARGET.SUFFIX` if a directory is given. Raises `BadDocument`: no disks, an unknown
+    `directory/TARGET.SUFFIX` if a directory is given. With `autoport` a server needs no port: it is left
+    open, as the socket of a server without one is. Raises `BadDocument`: no disks, an unknown
     one, one listed twice or without a medium, no checkpoint for an increment, a server that cannot
     be reached, a file or export name used twice.
     """
     machine = Machine(disks, Place(document=ROOT))
-    _check_server(document, machine.place)
+    _check_server(document, machine.place, autoport=autoport)
     machine.once(disk.name for disk in document.disks)
     listed = document.disks or tuple(BackupDisk(name=disk.target) for disk in disks if disk.takes_part)
     filled = [_filled(document, disk, machine, moment, directory) for disk in listed]
@@ -289,13 +298,13 @@ def effective(
     return found
 
 
-def _check_server(document: BackupDocument, place: Place) -> None:
+def _check_server(document: BackupDocument, place: Place, *, autoport: bool) -> None:
     """Libvirt makes up no port (up to 12.5)."""
     server = document.server
     if document.mode is Mode.PUSH:
         if server is not None:
             raise place.at("server").bad("needs mode pull")
-    elif server is None or (server.transport is Transport.TCP and server.port is None):
+    elif server is None or (server.transport is Transport.TCP and server.port is None and not autoport):
         raise place.at("server").at("port").bad("is missing")
 
 
@@ -329,7 +338,7 @@ def _invented(
     document: BackupDocument, disk: BackupDisk, machine: Machine, moment: Moment, directory: str | None
 ) -> Store:
     key = _place_key(document.mode)
-    if disk.type is StoreType.BLOCK:
+    if disk.type is not StoreType.FILE:
         raise machine.at(disk.name).at(key).bad("is missing")
     return Store(file=machine.invent(machine.find(disk.name), moment.name, directory, key))
 

@@ -67,6 +67,13 @@ def socket(text: str) -> str | None:
     return path(text) or line(text, MAX_SOCKET)
 
 
+def nbd_uri(text: str) -> str | None:
+    """An NBD URI: nbd://host/export, nbd+unix:///export?socket=/path."""
+    if not text.startswith(("nbd://", "nbd+unix://", "nbds://", "nbds+unix://")):
+        return "is no NBD URI (nbd://host/export, nbd+unix:///export?socket=/path)"
+    return line(text, MAX_PATH)
+
+
 def export_name(text: str) -> str | None:
     """The name of an NBD export; may be empty."""
     return line(text, MAX_EXPORT) if text else None

@@ -2,7 +2,7 @@
 
 JSON form of a place (`target`, `scratch`):
 
-    {"file": "/srv/vda.qcow2"  or  "dev": "/dev/vg/lv",
+    {"file": "/srv/vda.qcow2"  or  "dev": "/dev/vg/lv"  or  "uri": "nbd://host/export",
      "seclabels": [{"model": "selinux", "relabel": false, "labelskip": true, "labels": ["…"]}],
      "encryption": {"format": "luks", "engine": "qemu",
                     "secret": {"type": "passphrase", "uuid": "…"  or  "usage": "…"},
@@ -28,6 +28,8 @@ class StoreType(StrEnum):
     FILE = "file"
     #: A block device, which must be there already.
     BLOCK = "block"
+    #: An NBD server (ours alone: libvirt has only the other two). Only the target of a push.
+    NETWORK = "network"
 
 
 class Format(StrEnum):
@@ -106,12 +108,14 @@ class Encryption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """Where blocks go: a file or a block device."""
+    """Where blocks go: a file, a block device or an NBD server."""
 
     #: Absolute path of a file.
     file: str | None = None
     #: Absolute path of a block device.
     dev: str | None = None
+    #: NBD URI.
+    uri: str | None = None
     seclabels: tuple[SecLabel, ...] = ()
     encryption: Encryption | None = None
 
@@ -123,14 +127,17 @@ class Store:
 
 def store(fields: Fields, kind: StoreType) -> Store:
     """The place that `fields` describe, which must be of that kind."""
-    wanted, other = ("file", "dev") if kind is StoreType.FILE else ("dev", "file")
-    if fields.has(other):
-        raise fields.bad(other, f"does not fit type {kind}")
-    given = fields.need(wanted, fields.text(wanted, rules.path))
+    wanted = {StoreType.FILE: "file", StoreType.BLOCK: "dev", StoreType.NETWORK: "uri"}[kind]
+    for other in {"file", "dev", "uri"} - {wanted}:
+        if fields.has(other):
+            raise fields.bad(other, f"does not fit type {kind}")
+    rule = rules.nbd_uri if kind is StoreType.NETWORK else rules.path
+    given = fields.need(wanted, fields.text(wanted, rule))
     inner = fields.inner("encryption")
     found = Store(
         file=given if kind is StoreType.FILE else None,
         dev=given if kind is StoreType.BLOCK else None,
+        uri=given if kind is StoreType.NETWORK else None,
         seclabels=_seclabels(fields),
         encryption=_encryption(inner) if inner else None,
     )

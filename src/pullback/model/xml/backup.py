@@ -18,8 +18,8 @@
       </disks>
     </domainbackup>
 
-In a push `target` stands for `scratch`, and `dev` for `file` where the type is `block`. The rules,
-and how they differ from libvirt's, are in `pullback.model.documents.backup`.
+In a push `target` stands for `scratch`; `dev` for `file` where the type is `block`, `uri` where it is
+`network`. The rules, and how they differ from libvirt's, are in `pullback.model.documents.backup`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ENCRYPTION = Shape(
     },
 )
 _STORE = Shape(
-    attributes={"file": Kind.TEXT, "dev": Kind.TEXT},
+    attributes={"file": Kind.TEXT, "dev": Kind.TEXT, "uri": Kind.TEXT},
     parts={
         "seclabel": Many(key="seclabels", shape=_LABEL),
         "encryption": One(key="encryption", shape=_ENCRYPTION),

@@ -1,0 +1,138 @@
+"""The keeper's own process (see `keeper`): it looks, and lets go of what must not stay."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from pullback import errors, state
+from pullback.engine import keeper, qemu, recovery, scratch
+from pullback.engine.monitor import process_lives
+from pullback.model.snapshots import Kind, OpenSnapshot, from_dict
+
+_LOOK_SECONDS = 0.5
+#: So often is scratch asked for an answer, and a push for its end.
+_ASK_SECONDS = 2.0
+
+
+def trouble(snapshot: OpenSnapshot) -> str | None:
+    """Why a snapshot must be let go of now, or None."""
+    if snapshot.owner is not None and not process_lives(snapshot.owner):
+        return "the process that it belonged to has ended"
+    for directory in _directories(snapshot):
+        try:
+            scratch.room(directory, scratch.needed_bytes(disk.size for disk in snapshot.disks))
+        except errors.PullbackError as error:
+            return str(error)
+    return None
+
+
+def _directories(snapshot: OpenSnapshot) -> set[Path]:
+    """Where its scratch files lie (a block device has no room that could run out for others)."""
+    files = [Path(disk.scratch) for disk in snapshot.disks if disk.scratch]
+    return {path.parent for path in files if not path.is_block_device()}
+
+
+async def unanswering(snapshot: OpenSnapshot) -> str | None:
+    """The same of scratch that hangs."""
+    for directory in _directories(snapshot):
+        if not await scratch.answers(directory):
+            return f"scratch in {directory} does not answer"
+    return None
+
+
+async def _watch(path: Path, directories: state.Directories) -> None:
+    """Until the job is over."""
+    asked = 0.0
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        job = state.load_job(path)
+        if job is None or job.record.open is None:
+            return
+        snapshot = from_dict(job.record.open)
+        if not process_lives(job.record.qemu):
+            await _patiently(partial(_forget, job, directories))
+            return
+        reason = trouble(snapshot)
+        if reason is None and loop.time() - asked > _ASK_SECONDS:
+            asked = loop.time()
+            reason = await unanswering(snapshot)
+            if reason is None and snapshot.kind is Kind.PUSH:
+                with suppress(errors.PullbackError):
+                    await _conclude(job, snapshot, directories)
+        if reason is not None:
+            with suppress(errors.PullbackError):
+                await _let_go(job, snapshot, reason, directories)
+
+
+async def _patiently(work: Callable[[], None]) -> None:
+    """Do it when the machine's lock is free."""
+    while True:
+        try:
+            work()
+            return
+        except errors.BusyError:
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _forget(job: state.Job, directories: state.Directories) -> None:
+    machine = job.record.machine
+    with state.lock(directories, f"machine {machine}", command=state.KEEPER, title=machine):
+        again = state.load_job(job.path)
+        if again is not None and again.record.qemu == job.record.qemu:
+            recovery.forget(again)
+
+
+async def _let_go(job: state.Job, snapshot: OpenSnapshot, reason: str, directories: state.Directories) -> None:
+    """As the user's command would, and say why for who asks later."""
+    socket = Path(job.record.socket)
+    async with qemu.connect(socket, directories, command=state.KEEPER, name=job.record.machine) as machine:
+        await machine.fail_snapshot(snapshot, reason)
+
+
+async def _conclude(job: state.Job, snapshot: OpenSnapshot, directories: state.Directories) -> None:
+    socket = Path(job.record.socket)
+    async with qemu.connect(socket, directories, command=state.KEEPER, name=job.record.machine) as machine:
+        await machine.settle_push(snapshot)
+
+
+def main(record: Path) -> None:
+    """Watch until the job is over. Signals of the user's terminal do not end it. One keeper a job."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the guard that we were ignored it
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    _close_streams()
+    os.chdir("/")
+    job = state.load_job(record)
+    if job is None:
+        return
+    with open(keeper.lock_path(record), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        places = state.Directories(
+            state=record.parent.parent, runtime=Path(job.record.runtime).parent, cache=Path(job.record.cache)
+        )
+        asyncio.run(_watch(record, places))
+
+
+def _close_streams() -> None:
+    """Nobody reads what we say, and a pipe held open would keep its reader waiting."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.close(null)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

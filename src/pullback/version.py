@@ -1,0 +1,3 @@
+"""Our version."""
+
+__version__ = "0.1.0"
