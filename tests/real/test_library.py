@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import pullback
-from kit import Box, MakeBox
+from kit import Box, MakeBox, last_json
 from pullback import errors, state, sync
 from pullback.flows import library
 from pullback.model.backups import Fleecing
@@ -453,3 +453,44 @@ def test_another_pullback_gets_busy_while_a_program_holds_the_machine(box: Box) 
 def test_the_library_is_loaded_when_it_is_asked_for() -> None:
     code = "import sys, pullback; assert 'pullback.flows' not in sys.modules; pullback.connect; pullback.sync"
     run(sys.executable, "-c", code)
+
+
+# -- recover ---------------------------------------------------------------------------------
+
+
+def test_recover_shows_what_lasts_and_ends_it_when_told(box: Box) -> None:
+    with opened(box) as machine:
+        machine.checkpoint_create({"name": "monday"})
+        machine.backup_begin({"mode": "pull", "disks": [{"name": "vda"}]}, {"name": "tuesday"})
+        machine.export_start({"disks": [{"name": "vdb"}]})
+    shown = last_json(box.cli("recover", f"qmp:{box.qmp}", "--json").stdout)
+    assert sorted(one["kind"] for one in shown["adopted"]) == ["export", "pull"]
+    assert shown["exports"] == ["vda", "vdb"]
+    assert not shown["ended"]
+    assert last_json(box.cli("recover", f"qmp:{box.qmp}", "--end", "--json").stdout)["ended"]
+    assert box.leftovers() == []
+    with opened(box) as machine:
+        assert names(machine) == ["monday"]
+
+
+def test_recover_of_a_machine_that_is_gone_removes_its_files(box: Box) -> None:
+    with opened(box) as machine:
+        snapshot = machine.snapshot_create({"name": "s", "disks": [{"name": "vda"}]})
+    until(lambda: keepers(box) != [])
+    os.kill(keepers(box)[0], signal.SIGKILL)  # who would remove them
+    box.kill()
+    done = box.cli("recover", f"qmp:{box.qmp}", "--json")
+    shown = last_json(done.stdout)
+    assert (done.returncode, shown["running"], shown["cleared"]) == (0, False, [snapshot.job])
+    assert not Path(str(snapshot.disks[0].scratch)).exists()
+    assert box.cli("recover", f"qmp:{box.qmp}").returncode == 1  # nothing is known of it any more
+
+
+def test_untrack_ends_what_lasts_too(box: Box) -> None:
+    with opened(box) as machine:
+        machine.backup_begin({"mode": "pull"}, {"name": "tuesday"})
+        machine.snapshot_create({"name": "s", "disks": [{"name": "vda"}]}, {"name": "wednesday"})
+    assert box.cli("untrack", f"qmp:{box.qmp}").returncode == 0
+    assert box.leftovers() == []
+    with opened(box) as machine:
+        assert names(machine) == []

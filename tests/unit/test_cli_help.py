@@ -20,6 +20,7 @@ COMMANDS = [
     "restore",
     "verify",
     "info",
+    "recover",
     "untrack",
     "events",
     "checkpoint create",

@@ -81,7 +81,7 @@ def test_facts_of_a_disk_are_read() -> None:
 
 
 def test_a_raw_disk_cannot_be_tracked() -> None:
-    assert disks("q35")["fda"].untrackable == "its format raw cannot hold bitmaps"
+    assert disks("q35")["fda"].unlasting == "its format raw cannot hold bitmaps"
 
 
 def test_a_temporary_overlay_cannot_be_tracked() -> None:

@@ -173,6 +173,7 @@ _INFO_DISK = (
     Field("bitmaps", Kind.OBJECTS, "all named bitmaps on it", _BITMAP),
     Field("buried", Kind.TEXTS, "our bitmaps in backing images, where they are of no use"),
     Field("untrackable", T, "why its changes cannot be tracked", optional=True),
+    Field("transient", F, "its changes are tracked only while this QEMU runs"),
     Field("left_out", T, "why it is left out unless named", optional=True),
     Field(
         "checkpoints",
@@ -463,6 +464,27 @@ RESULTS: dict[str, tuple[Document, ...]] = {
             ),
             Field("cleared", Kind.TEXTS, "ids of dead jobs whose leftovers were removed now"),
             Field("disks", Kind.OBJECTS, "all block devices", _INFO_DISK),
+        ),
+    ),
+    "recover": (
+        _result(
+            "recover",
+            "What earlier commands had left",
+            _MACHINE,
+            Field("running", F, "it runs; false: nothing answers at its socket, and files were all that was left"),
+            Field("cleared", Kind.TEXTS, "ids of dead jobs whose leftovers were removed"),
+            Field(
+                "adopted",
+                Kind.OBJECTS,
+                "what lasts",
+                (
+                    Field("job", T, "its id"),
+                    Field("kind", T, "what it is", words=("snapshot", "pull", "push", "export")),
+                    Field("name", T, "its name"),
+                ),
+            ),
+            Field("exports", Kind.TEXTS, "names of exports"),
+            Field("ended", F, "what lasted was ended (--end)"),
         ),
     ),
     "untrack": (

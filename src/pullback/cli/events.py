@@ -13,8 +13,8 @@ from pullback.cli.running import run
 
 if TYPE_CHECKING:
     from pullback import state
-    from pullback.flows.opening import Opened
     from pullback.flows.events import Event
+    from pullback.flows.opening import Opened
     from pullback.flows.staying import At
 
 

@@ -25,6 +25,38 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+_File = Annotated[
+    str | None, typer.Argument(metavar="FILE", help="A domainblockexport, as XML or JSON; '-' is standard input.")
+]
+_OfSnapshot = Annotated[
+    str | None,
+    typer.Option("--snapshot", metavar="SNAPSHOT", help="Serve this snapshot; without --disk, all disks of it."),
+]
+_Since = Annotated[
+    str | None, typer.Option("--checkpoint", metavar="CHECKPOINT", help="Tell what changed from it to the snapshot.")
+]
+_All = Annotated[
+    bool, typer.Option("--all-checkpoints", help="Tell what changed from each checkpoint to the snapshot.")
+]
+_Writable = Annotated[
+    bool,
+    typer.Option(
+        "--writable", help="Serve disks themselves for writing; of a running machine, its device must allow that."
+    ),
+]
+_As = Annotated[
+    str | None,
+    typer.Option(
+        "--as", metavar="EXPORT", help="The export's name, of one disk; without it TARGET or TARGET-SNAPSHOT."
+    ),
+]
+_Listen = Annotated[
+    str | None, typer.Option("--listen", metavar="HOST[:PORT]", help="Serve on TCP; without a port, on a free one.")
+]
+_Socket = Annotated[
+    Path | None,
+    typer.Option("--socket", metavar="PATH", help="Serve on this unix socket; without it, on a private one."),
+]
 
 
 # -- start -----------------------------------------------------------------------------------
@@ -33,42 +65,15 @@ app = typer.Typer(
 @app.command("start")
 def start(
     machine: options.Machine,
-    file: Annotated[
-        str | None,
-        typer.Argument(metavar="FILE", help="A domainblockexport, as XML or JSON; '-' is standard input."),
-    ] = None,
+    file: _File = None,
     disk: options.Disks = None,
-    of_snapshot: Annotated[
-        str | None,
-        typer.Option("--snapshot", metavar="SNAPSHOT", help="Serve this snapshot; without --disk, all disks of it."),
-    ] = None,
-    since_checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", metavar="CHECKPOINT", help="Tell what changed from it to the snapshot."),
-    ] = None,
-    all_checkpoints: Annotated[
-        bool, typer.Option("--all-checkpoints", help="Tell what changed from each checkpoint to the snapshot.")
-    ] = False,
-    writable: Annotated[
-        bool,
-        typer.Option(
-            "--writable", help="Serve disks themselves for writing; of a running machine, its device must allow that."
-        ),
-    ] = False,
-    export_name: Annotated[
-        str | None,
-        typer.Option(
-            "--as", metavar="EXPORT", help="The export's name, of one disk; without it TARGET or TARGET-SNAPSHOT."
-        ),
-    ] = None,
-    listen: Annotated[
-        str | None,
-        typer.Option("--listen", metavar="HOST[:PORT]", help="Serve on TCP; without a port, on a free one."),
-    ] = None,
-    socket: Annotated[
-        Path | None,
-        typer.Option("--socket", metavar="PATH", help="Serve on this unix socket; without it, on a private one."),
-    ] = None,
+    of_snapshot: _OfSnapshot = None,
+    since_checkpoint: _Since = None,
+    all_checkpoints: _All = False,
+    writable: _Writable = False,
+    export_name: _As = None,
+    listen: _Listen = None,
+    socket: _Socket = None,
     tls_x509: options.TlsX509 = None,
     tls_psk: options.TlsPsk = None,
     insecure: options.Insecure = False,

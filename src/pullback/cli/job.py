@@ -151,7 +151,7 @@ def _lines(job: Job) -> list[str]:
 @app.command("info")
 def info(
     machine: options.Machine,
-    as_xml: Annotated[bool, typer.Option("--xml", help="As the domainbackup that is in force.")] = False,
+    as_xml: options.AsXml = False,
     name: options.Name = None,
     state_dir: options.StateDir = None,
     json: options.Json = False,

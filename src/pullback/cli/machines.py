@@ -1,10 +1,12 @@
-"""pullback info, untrack: a machine itself."""
+"""pullback info, recover, untrack: a machine itself."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from pullback.cli import options
 from pullback.cli.output import Output
@@ -70,14 +72,23 @@ def _disk_lines(disk: Disk) -> list[str]:
     lines = [f"  {disk.target:<8} {format_size(disk.size):>10}  {disk.bus}{thread}{device}  {where}"]
     if disk.left_out:
         lines.append(f"           left out of backups, because {disk.left_out}")
-    elif disk.untrackable:
-        lines.append(f"           read whole each time, because {disk.untrackable}")
+    elif disk.node:
+        lines.append(f"           {_tracking(disk)}")
     chain = checkpoints.chain(disk.bitmaps)
     for link in chain.links:
         lines.append(f"           checkpoint {link.mark.name}, {format_size(link.bitmap.count)} changed since")
     if chain.problem:
         lines.append(f"           its checkpoints are worthless: {chain.problem}")
     return lines
+
+
+def _tracking(disk: Disk) -> str:
+    """How what changes on a disk is known."""
+    if disk.untrackable:
+        return f"read whole each time, because {disk.untrackable}"
+    if disk.transient:
+        return f"tracked while this QEMU runs, because {disk.unlasting}"
+    return "tracked in the image"
 
 
 def _ability_lines(facts: object) -> list[str]:
@@ -129,3 +140,36 @@ def untrack(
     lines += [f"what the dead job {job} had left is removed" for job in done.jobs]
     lines = lines or ["there was nothing to remove"]
     output.result("untrack", values, [] if quiet else lines)
+
+
+def recover(
+    machine: options.Machine,
+    end: Annotated[
+        bool, typer.Option("--end", help="End what lasts too: jobs are aborted, snapshots deleted, exports stopped.")
+    ] = False,
+    name: options.Name = None,
+    state_dir: options.StateDir = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show what earlier commands left of a machine: dead jobs are cleared away, what lasts is listed."""
+    from pullback.flows import machines as flow
+
+    output = Output(json, quiet, verbose)
+    found = run(flow.recover(run(_request(machine, name, state_dir), output), end=end), output)
+    values: dict[str, object] = {
+        "machine": found.machine,
+        "running": found.running,
+        "cleared": list(found.cleared),
+        "adopted": [{"job": one.job, "kind": str(one.kind), "name": one.name} for one in found.adopted],
+        "exports": list(found.exports),
+        "ended": found.ended,
+    }
+    lines = [f"what the dead job {job} had left is removed" for job in found.cleared]
+    if not found.running:
+        lines.append(f"{found.machine} does not run any more")
+    word = "ended" if found.ended else "lasts"
+    lines += [f"{one.kind} {one.name} (job {one.job}) {word}" for one in found.adopted if one.kind != "export"]
+    lines += [f"export {export} {word}" for export in found.exports]
+    output.result("recover", values, [] if quiet else lines or ["there is nothing of ours"])

@@ -106,6 +106,7 @@ MaxConnections = Annotated[
         help="So many clients at a time; counts where this starts the server.",
     ),
 ]
+AsXml = Annotated[bool, typer.Option("--xml", help="As XML, with nothing left open.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Go on, and print what is new, until it is over.")]
 Interval = Annotated[
     float, typer.Option("--interval", metavar="SECONDS", min=0.2, max=3600, help="With --follow: so often to look.")

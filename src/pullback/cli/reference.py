@@ -107,6 +107,16 @@ the same binary, without a guest, and the answer is kept.
 pullback info qmp:/run/web01-pullback.sock
 ```
 """,
+    "recover": """\
+Every command clears away what dead jobs have left before it does its own work. This one does nothing else, and shows
+what it found. Snapshots, exports and jobs that last are no leftovers: they are listed, and go on.
+
+<!-- run -->
+```sh
+pullback recover qmp:/run/web01-pullback.sock
+pullback recover qmp:/run/web01-pullback.sock --end --json
+```
+""",
     "untrack": """\
 The next backup of the machine reads everything. Restore points are not touched. Bitmaps of other tools are not touched.
 Documents of checkpoints are kept under the machine's name, so images need `--name` for these to go too.

@@ -192,7 +192,7 @@ def listing(
 def info(
     machine: options.Machine,
     snapshot: _Snapshot,
-    as_xml: Annotated[bool, typer.Option("--xml", help="As a domainblocksnapshot.")] = False,
+    as_xml: options.AsXml = False,
     name: options.Name = None,
     state_dir: options.StateDir = None,
     json: options.Json = False,

@@ -262,11 +262,11 @@ def _moment(found: Tree) -> Moment:
 def _require_trackable(wish: CheckpointDocument, disks: Sequence[Disk]) -> None:
     """A disk that is named must be one that can be tracked; without names, there must be one."""
     named = {disk.name for disk in wish.tracked}
-    reasons = {disk.target: disk.untrackable for disk in disks if disk.untrackable}
+    reasons = {disk.target: disk.unlasting for disk in disks if disk.unlasting}
     for disk in disks:
-        if (disk.target in named or (disk.image and disk.image in named)) and disk.untrackable:
-            raise errors.Unsupported(what=f"a checkpoint of disk {disk.target}", reason=disk.untrackable)
-    if not wish.disks and all(disk.untrackable or disk.left_out for disk in disks) and reasons:
+        if (disk.target in named or (disk.image and disk.image in named)) and disk.unlasting:
+            raise errors.Unsupported(what=f"a checkpoint of disk {disk.target}", reason=disk.unlasting)
+    if not wish.disks and all(disk.unlasting or disk.left_out for disk in disks) and reasons:
         target, reason = next(iter(reasons.items()))
         raise errors.Unsupported(what="a checkpoint", reason=f"no disk can be tracked ({target}: {reason})")
 
@@ -293,7 +293,7 @@ def _machine_disks(disks: Iterable[Disk], *, strict: bool) -> list[MachineDisk]:
         MachineDisk(
             target=disk.target,
             source=disk.image if disk.image.startswith("/") else None,
-            read_only=disk.read_only or (strict and bool(disk.untrackable or disk.left_out)),
+            read_only=disk.read_only or (strict and bool(disk.unlasting or disk.left_out)),
             empty=disk.node is None,
         )
         for disk in disks
@@ -351,7 +351,7 @@ async def create(
         await despite(error, _undo(machine, prepared))
         raise
     made = _info(_tree(machine, directories, disks), prepared.saved.name, disks)
-    notes = [f"{disk.target} is not tracked, because {disk.untrackable}" for disk in disks if _passed(disk, made)]
+    notes = [f"{disk.target} is not tracked, because {disk.unlasting}" for disk in disks if _passed(disk, made)]
     if begun.window.frozen_note:
         notes.append(begun.window.frozen_note)
     return Created(info=replace(made, notes=(*made.notes, *notes)), window=begun.window)
@@ -359,7 +359,7 @@ async def create(
 
 def _passed(disk: Disk, made: Info) -> bool:
     """A disk that would have taken part, and cannot be tracked."""
-    return bool(disk.untrackable) and not disk.left_out and made.checkpoint.disk(disk.target) is None
+    return bool(disk.unlasting) and not disk.left_out and made.checkpoint.disk(disk.target) is None
 
 
 async def _undo(machine: Machine, prepared: Prepared) -> None:

@@ -147,6 +147,9 @@ def _without_parent(decided: DiskPlan, points: Sequence[Point]) -> DiskPlan:
         return replace(decided, reason="it is the first backup")
     if before is None or before.mark is None:
         return replace(decided, reason="it is a new disk" if before is None else "it had no checkpoint")
+    if disk.transient:
+        # Foreseen, so no chain broke: QEMU was started anew since (or all tracking was removed).
+        return replace(decided, reason=f"changes on a disk of format {disk.format} are known only while QEMU runs")
     if disk.buried:
         return decided.read_whole("its checkpoints are in a backing image (an external snapshot was made)")
     return decided.read_whole("its last checkpoint is not on the disk")

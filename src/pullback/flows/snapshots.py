@@ -112,7 +112,7 @@ def within(wish: CheckpointDocument, disks: Sequence[Disk], chosen: set[str]) ->
         if named and disk.target not in chosen:
             raise errors.UsageError(problem=f"The checkpoint names disk {disk.target}, which takes no part")
     inside = [disk for disk in disks if disk.target in chosen]
-    tracked = [disk for disk in inside if not (disk.untrackable or disk.left_out)] or inside
+    tracked = [disk for disk in inside if not (disk.unlasting or disk.left_out)] or inside
     if wish.disks or len(inside) == len(disks):
         return wish
     return replace(wish, disks=tuple(CheckpointDisk(name=disk.target) for disk in tracked))
