@@ -33,6 +33,7 @@ fuzz: setup  ## Run the long tests with random input for HOURS=0.25
 	    $(PYTHON) -m pytest -q -m slow --timeout $$(awk 'BEGIN { print int($(HOURS) * 3600 + 600) }') $(TESTS)
 
 bench: setup  ## Measure speed against nbdcopy, and print ratios
+	@$(PYTHON) bench/api.py
 	@$(PYTHON) bench/run.py
 
 demo: setup  ## Boot a small guest, back it up while it writes, restore each point, and prove it (minutes)

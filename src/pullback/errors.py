@@ -650,6 +650,18 @@ class CheckpointsNotStored(PullbackError):
 
 
 @dataclass(kw_only=True, eq=False)
+class OverlayNotCommitted(PullbackError):
+    """An overlay is still on top of its disk; of what was copied into the image below, nothing is seen."""
+
+    code: ClassVar[str] = "overlay-not-committed"
+    sentence: ClassVar[str] = "The overlay {overlay} was not committed into {base}: {reason}."
+    remedy: ClassVar[str | None] = "The machine runs on it as before. Try again when that is mended."
+    overlay: str
+    base: str
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
 class CleanupIncomplete(PullbackError):
     """Something of ours is still in QEMU, because removing it now would be dangerous or is refused."""
 

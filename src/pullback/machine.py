@@ -13,6 +13,7 @@ from typing import Protocol
 from pullback.model.backups import Frozen, Quiescing, SnapshotRequest, Window
 from pullback.model.disks import Disk
 from pullback.model.exports import Listen, Served
+from pullback.model.overlays import Advance, Committed, NewOverlay, Overlay
 from pullback.model.pushing import PushProgress, PushRequest
 from pullback.model.snapshots import ExportWish, OpenSnapshot, Wanted
 from pullback.model.tracking import Begun, ChangeMap, Doomed, NewBitmap, Union
@@ -132,6 +133,18 @@ class Machine(Protocol):
 
     def change_map(self, union: Union) -> AbstractAsyncContextManager[ChangeMap]:
         """The ranges that are marked in a union of bitmaps, over NBD while the block runs."""
+
+    async def create_overlays(self, parts: Sequence[NewOverlay]) -> tuple[Overlay, ...]:
+        """Put new overlays on disks at one instant, with their checkpoints: all of them, or none.
+
+        Raises `DiskBusy`, `BusyError`, `DestinationExists`, `Unsupported`.
+        """
+
+    async def commit_overlay(self, disk: Disk, advance: Advance) -> Committed:
+        """Commit a disk's top image into the one below, with its checkpoints.
+
+        Raises `DiskBusy`, `BusyError`, `UsageError`, `OverlayNotCommitted`, `Unsupported`.
+        """
 
     async def alive(self) -> bool:
         """Does it still answer?"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,6 +82,23 @@ def connect(
                 raise
         else:
             loop.run(opening.__aexit__(None, None, None))
+    finally:
+        loop.close()
+
+
+def watch(
+    uri: str,
+    *,
+    name: str | None = None,
+    state_dir: Path | None = None,
+    interval: float = 1.0,
+    threshold: float = THRESHOLD,
+) -> Iterator[Event]:
+    """As `pullback.watch`."""
+    loop = _Loop()
+    try:
+        stream = library.watch(uri, name=name, state_dir=state_dir, interval=interval, threshold=threshold)
+        yield from _events(loop, stream)
     finally:
         loop.close()
 
@@ -237,9 +254,20 @@ class Machine:
 
     def events(self, *, interval: float = 1.0, threshold: float = THRESHOLD) -> Iterator[Event]:
         """See the asynchronous call."""
-        stream = self._machine.events(interval=interval, threshold=threshold)
-        while (event := self._loop.run(_next(stream))) is not None:
+        yield from _events(self._loop, self._machine.events(interval=interval, threshold=threshold))
+
+
+def _events(loop: _Loop, stream: AsyncIterator[Event]) -> Iterator[Event]:
+    try:
+        while (event := loop.run(_next(stream))) is not None:
             yield event
+    finally:
+        loop.run(_closed(stream))
+
+
+async def _closed(stream: AsyncIterator[Event]) -> None:
+    if isinstance(stream, AsyncGenerator):
+        await stream.aclose()
 
 
 async def _next(stream: AsyncIterator[Event]) -> Event | None:

@@ -321,6 +321,8 @@ _ENDED = (
 )
 _PAUSED = (_MACHINE, Field("paused", F, "it rests"))
 
+_OVERLAY_CHECKPOINTS = Field("checkpoints", Kind.TEXTS, "the checkpoints that go on in it, oldest first")
+
 #: Command -> what it prints at the end if it did not fail.
 RESULTS: dict[str, tuple[Document, ...]] = {
     "backup": (
@@ -548,6 +550,37 @@ RESULTS: dict[str, tuple[Document, ...]] = {
                 "the ranges, in order",
                 (Field("offset", I, "first byte"), Field("length", I, "bytes")),
             ),
+        ),
+    ),
+    "overlay create": (
+        _result(
+            "overlay create",
+            "Overlays were put on disks",
+            _MACHINE,
+            Field(
+                "overlays",
+                Kind.OBJECTS,
+                "each overlay",
+                (
+                    _TARGET,
+                    Field("path", T, "its file"),
+                    Field("backing", T, "the image below"),
+                    _OVERLAY_CHECKPOINTS,
+                ),
+            ),
+            _NOTES,
+        ),
+    ),
+    "overlay commit": (
+        _result(
+            "overlay commit",
+            "An overlay was committed",
+            _TARGET,
+            Field("overlay", T, "the overlay's file"),
+            Field("image", T, "the image below, which is the disk's image again"),
+            _OVERLAY_CHECKPOINTS,
+            Field("removed", F, "the overlay's file was removed"),
+            _NOTES,
         ),
     ),
     "events": (

@@ -29,6 +29,14 @@ app = typer.Typer(
 )
 
 
+_Job = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="JOB", help="Its id, as `job begin` printed it: no other is meant, and it may have ended already."
+    ),
+]
+
+
 # -- begin -----------------------------------------------------------------------------------
 
 
@@ -232,7 +240,8 @@ async def _follow(place: At, interval: float, output: Output) -> tuple[str, Ende
     from pullback.flows import events
 
     _require_running(place)
-    job, told = "", dict[str, DiskStats]()
+    job = ""
+    told: dict[str, DiskStats] = {}
     async for seen in events.running(_look(place), interval=interval):
         if seen.stats is not None and job in ("", seen.stats.job):
             job = seen.stats.job
@@ -306,6 +315,7 @@ def _disk_line(disk: DiskStats) -> str:
 @app.command("wait")
 def wait(
     machine: options.Machine,
+    job: _Job = None,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=0, help="No longer than this (exit code 11 then)."),
@@ -319,7 +329,7 @@ def wait(
     """Wait until a push has nothing left to copy. It does not end the job. Of a pull it returns at once."""
     output = Output(json, quiet, verbose)
     place = run(lasting.at(machine, name, state_dir, "job wait"), output)
-    machine_name, found, ended = run(_wait(place, timeout), output)
+    machine_name, found, ended = run(_wait(place, job, timeout), output)
     if ended is not None:
         output.result("job wait", _ended_values(machine_name, ended), _ended_lines(machine_name, ended))
         failed = not ended.success
@@ -331,16 +341,16 @@ def wait(
         raise SystemExit(int(errors.Exit.FAILED))
 
 
-async def _wait(place: At, timeout: float | None) -> tuple[str, Stats | None, EndedJob | None]:
+async def _wait(place: At, wanted: str | None, timeout: float | None) -> tuple[str, Stats | None, EndedJob | None]:
     """How far it is at the end; or how it ended, if it did meanwhile."""
     from pullback.flows import events
 
     _require_running(place)
     deadline = None if timeout is None else time.monotonic() + timeout
-    job = ""
-    async for seen in events.running(_look(place), interval=_WAIT_SECONDS):
-        if seen.stats is None or job not in ("", seen.stats.job):
-            return seen.machine, None, _how_it_ended(job, seen.ended)
+    job = wanted
+    async for seen in events.running(_look(place), interval=_WAIT_SECONDS, job=wanted):
+        if seen.stats is None or job not in (None, seen.stats.job):
+            return seen.machine, None, _how_it_ended(str(job), seen.ended)
         job = seen.stats.job
         if seen.stats.finished or seen.stats.mode == "pull":
             return seen.machine, seen.stats, None
@@ -377,12 +387,6 @@ def _ended_lines(machine: str, ended: EndedJob) -> list[str]:
     return [f"{machine}: {ended.mode} job {ended.job} came to nothing: {ended.error}"]
 
 
-async def _end(opened: Opened, places: state.Directories) -> tuple[str, EndedJob]:
-    from pullback.flows import jobs as flow
-
-    return opened.name, await flow.end(opened, places)
-
-
 async def _abort(opened: Opened, places: state.Directories) -> tuple[str, EndedJob]:
     from pullback.flows import jobs as flow
 
@@ -392,6 +396,7 @@ async def _abort(opened: Opened, places: state.Directories) -> tuple[str, EndedJ
 @app.command("end")
 def end(
     machine: options.Machine,
+    job: _Job = None,
     name: options.Name = None,
     state_dir: options.StateDir = None,
     json: options.Json = False,
@@ -399,10 +404,18 @@ def end(
     verbose: options.Verbose = False,
 ) -> None:
     """End the job well: its checkpoint stays. Exports and scratch of a pull go; the images of a push are complete."""
+    from pullback.flows import jobs as flow
+
     output = Output(json, quiet, verbose)
     place = run(lasting.at(machine, name, state_dir, "job end"), output)
-    machine_name, ended = run(place.do(_end), output)
+
+    async def work(opened: Opened, places: state.Directories) -> tuple[str, EndedJob]:
+        return opened.name, await flow.end(opened, places, job=job)
+
+    machine_name, ended = run(place.do(work), output)
     output.result("job end", _ended_values(machine_name, ended), [] if quiet else _ended_lines(machine_name, ended))
+    if not ended.success:
+        raise SystemExit(int(errors.Exit.FAILED))
 
 
 @app.command("abort")

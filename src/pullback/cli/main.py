@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pullback.cli import backup, checkpoint, events, export, job, machines, points, snapshot
+from pullback.cli import backup, checkpoint, events, export, job, machines, overlay, points, snapshot
 from pullback.errors import Exit
 from pullback.version import __version__
 
@@ -31,6 +31,7 @@ app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(export.app, name="export")
 app.add_typer(job.app, name="job")
+app.add_typer(overlay.app, name="overlay")
 
 
 def _version(wanted: bool) -> None:

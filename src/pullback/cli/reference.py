@@ -165,6 +165,22 @@ Its bitmaps must be there and sound on every disk that the document lists (`chec
     "checkpoint changes": """\
 Ranges are whole granules of 64 KiB, cut at the end of the disk: more than what changed, never less.
 """,
+    "overlay create": """\
+The guest writes to the overlay from then on, and the image below stays as it is, with the checkpoints as they were. In
+the overlay the same checkpoints go on, so the next backup is an increment. Several disks: `--disk` again, or `--all`.
+The overlay has the mode and owner of the image. Start the machine on the overlay from then on.
+
+<!-- run -->
+```sh
+pullback overlay create qmp:/run/web01-pullback.sock vda
+pullback backup qmp:/run/web01-pullback.sock -r dir:/srv/backup
+pullback overlay commit qmp:/run/web01-pullback.sock vda
+```
+""",
+    "overlay commit": """\
+The guest runs on. The file of the overlay is removed if `overlay create` made it. If it fails half way, the machine runs
+on the overlay as before (`overlay-not-committed`); after Ctrl-C too. Only of a running machine.
+""",
     "events": """\
 QEMU's own events reach only who is connected, and a QMP socket serves one client. So the machine is looked at every
 `--interval` seconds, and what differs is told, whoever did it. What begins and ends between two looks is not told.
@@ -219,7 +235,7 @@ Those of a job end with the job.
 """,
     "job begin": """\
 As `virsh backup-begin MACHINE BACKUP.xml [CHECKPOINT.xml]`, by the rules of libvirt's `domainbackup`. The job stays
-when the command has ended: a pull until `job end` or `job abort`, a push until it is through as well. How to read a
+when the command has ended: a pull until `job end` or `job abort`, a push until it is through. How to read a
 pull is printed: for each disk the export's name, URI, and the context that tells changes.
 
 Beyond libvirt: a pull needs no `server`, and is then on a private unix socket; a `server` with TCP needs no port; it
@@ -246,11 +262,14 @@ With `--follow`, a line whenever a disk has moved (`progress` with `--json`), an
 machine is free for other commands between looks.
 """,
     "job wait": """\
-The machine is free for other commands meanwhile. If a disk could not be copied, or the job came to nothing meanwhile,
+The machine is free for other commands meanwhile. A push that is through is ended by its keeper some seconds later; with
+JOB, how it ended is told then. If a disk could not be copied, or the job came to nothing meanwhile,
 the exit code is 1; if the time is over, 11.
 """,
     "job end": """\
-A push that still copies is not ended (`busy`). One that could not copy a disk is undone, and its error told.
+A push that still copies is not ended (`busy`). One that could not copy a disk is undone, and its error told. A push
+that is through is ended by its keeper too, some seconds later: with JOB, how it ended is told then, and the exit code
+is 1 if it came to nothing.
 """,
     "job abort": """\
 What its checkpoint recorded goes to the checkpoint before, so nothing is lost for later increments.

@@ -7,10 +7,11 @@ Never decided by version numbers. Source: QAPI `query-qmp-schema` (docs/devel/qa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from pullback.engine import probe, replies
+from pullback.engine.build import Build
 from pullback.engine.monitor import Monitor
 
 
@@ -38,10 +39,26 @@ class Capabilities:
 
 
 async def discover(monitor: Monitor, cache: Path) -> Capabilities:
-    """Ask QEMU behind `monitor`; what a build does wrong is cached under `cache`."""
-    version = await monitor.execute("query-version")
-    schema = Schema(await monitor.execute("query-qmp-schema"))
-    return capabilities(version_text(version), schema, await probe.defects(monitor.peer, cache))
+    """Ask QEMU behind `monitor`; what its build offers, and does wrong, is kept under `cache`."""
+    version = version_text(await monitor.execute("query-version"))
+    build = Build(monitor.peer, cache)
+    defects = await probe.defects(build)
+    known = _remembered(build.load("schema"), version, defects)
+    if known is None:
+        known = capabilities(version, Schema(await monitor.execute("query-qmp-schema")), defects)
+        build.save("schema", {name: value for name, value in asdict(known).items() if name != "defects"})
+    return known
+
+
+def _remembered(record: Mapping[str, object] | None, version: str, defects: probe.Defects) -> Capabilities | None:
+    """What was kept, if it is of this version, and nothing is missing."""
+    if record is None or record.get("version") != version:
+        return None
+    flags = {name: value for name, value in record.items() if name != "version"}
+    wanted = {field.name for field in fields(Capabilities)} - {"version", "defects"}
+    if set(flags) != wanted or not all(isinstance(value, bool) for value in flags.values()):
+        return None
+    return Capabilities(version=version, defects=defects, **flags)  # type: ignore[arg-type]
 
 
 def capabilities(version: str, schema: Schema, defects: probe.Defects) -> Capabilities:

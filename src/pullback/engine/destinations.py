@@ -18,6 +18,7 @@ with its main lock held: the guest would stand still. So
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,8 @@ _PATIENCE_SECONDS = 1.0
 _END_SECONDS = 15.0
 #: So many chunks may be on their way to one destination (QEMU's own default), or to a server.
 _WORKERS, _NBD_WORKERS = 64, 16
+#: How the name of a file ends that is not complete.
+PART = ".part"
 _OFFER = "Choose a file that is not there yet, or say that it is to be reused."
 
 
@@ -60,7 +63,7 @@ def describe(job: str, index: int, part: PushPart, directory: Path) -> PushedDis
         node=part.disk.node,
         destination=to,
         incremental=bool(part.since),
-        part=str(to.path.parent / f".{named.destination}.part") if made else None,
+        part=str(to.path.parent / f".{named.destination}{PART}") if made else None,
         meta=str(directory / named.meta) if made and to.format is Format.RAW else None,
         checkpoint=part.checkpoint,
         freeze=part.freeze,
@@ -196,6 +199,8 @@ def _node(job: state.Job, disk: PushedDisk) -> dict[str, object]:
     written, relayed = str(disk.part or to.place), _relayed(job, disk.index)
     # Where the classic engine freezes, the job is not told what are holes: it reads zeroes.
     node: dict[str, object] = {"node-name": named.destination, "discard": "unmap", "detect-zeroes": "unmap"}
+    if to.kind is not Kind.NBD:
+        node["cache"] = {"direct": to.kind is Kind.BLOCK, "no-flush": True}
     if disk.meta is not None:
         node |= {"driver": "qcow2", "file": _file(named.protocol, disk.meta), "data-file": _file(named.data, written)}
     elif to.format is Format.QCOW2:
@@ -217,7 +222,52 @@ def _protocol(name: str, to: Destination, path: str, relayed: Path) -> dict[str,
 
 
 def _file(name: str, path: str, driver: str = "file") -> dict[str, object]:
-    return {"driver": driver, "node-name": name, "filename": path, "discard": "unmap"}
+    """QEMU would flush with its main lock held, gigabytes perhaps: so we do (`sync`), and QEMU does not.
+
+    A block device is written past the host's cache, for the kernel writes that out when it is closed.
+    """
+    cache = {"direct": driver == "host_device", "no-flush": True}
+    return {"driver": driver, "node-name": name, "filename": path, "discard": "unmap", "cache": cache}
+
+
+async def sync(disk: PushedDisk) -> None:
+    """Make durable what is copied, from here: as long as it takes, for nobody waits for it.
+
+    Raises `PushFailed`, `CleanupIncomplete`.
+    """
+    to = disk.destination
+    try:
+        if to.kind is Kind.NBD:
+            await _flush(to)
+        else:
+            await asyncio.to_thread(state.sync_file, Path(disk.part or to.place))
+    except OSError as error:
+        raise errors.PushFailed(
+            target=disk.target, place=to.place, reason=f"writing out: {os.strerror(error.errno or 0)}"
+        ) from error
+
+
+async def _flush(to: Destination) -> None:
+    """Flush a server, as long as it greets. Raises `OSError`, `CleanupIncomplete`."""
+    child = await asyncio.create_subprocess_exec(
+        *("qemu-io", "-f", "raw", "-c", "flush", to.place),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=process.environment(None),
+    )
+    try:
+        while child.returncode is None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), _ASK_SECONDS)
+            if child.returncode is None and not await asyncio.to_thread(relay.greets, to.server):
+                raise errors.CleanupIncomplete(what=f"the push to {to.place}", reason="it does not answer")
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    if child.returncode:
+        raise OSError(errno.EIO, "the server refused to flush")
 
 
 def workers(disk: PushedDisk) -> int:
@@ -234,6 +284,7 @@ async def close_node(monitor: Monitor, job: state.Job, disk: PushedDisk) -> None
     named = Names(job.record.job, disk.index)
     if named.destination not in await _there(monitor):
         return
+    await sync(disk)
     await require_answer([disk.destination])
     below: dict[str, object] = {"file": named.protocol}
     if disk.meta is not None:
@@ -248,6 +299,8 @@ async def close_node(monitor: Monitor, job: state.Job, disk: PushedDisk) -> None
             target=disk.target, place=disk.destination.place, reason=f"writing out: {error.reason}"
         ) from error
     await monitor.execute("blockdev-del", {"node-name": named.destination})
+    if disk.part is None:
+        await sync(disk)
 
 
 async def _backing(monitor: Monitor, node: str) -> str | None:
@@ -296,6 +349,7 @@ async def release(monitor: Monitor, job: state.Job) -> None:
         if not await _cancelled(monitor, copying, _END_SECONDS):
             raise errors.CleanupIncomplete(what="a push", reason="its destination does not answer")
     await _cut(monitor, job)
+    await asyncio.to_thread(_empty, job)
     for name, node in (await _there(monitor)).items():
         if name.startswith((f"{ours}dstp", f"{ours}dstd")) and not await _file_answers(node):
             raise errors.CleanupIncomplete(what=f"the push to {node.file}", reason="it does not answer")
@@ -313,6 +367,14 @@ async def _file_answers(node: graph.Node) -> bool:
     if node.driver == "host_device":
         return await scratch.synced(Path(node.file))
     return node.driver != "file" or await scratch.answers(Path(node.file).parent)
+
+
+def _empty(job: state.Job) -> None:
+    """What will be removed needs not be written out when it is closed."""
+    for path in job.record.scratch:
+        if path.endswith(PART):
+            with suppress(OSError):
+                os.truncate(path, 0)
 
 
 async def _cancelled(monitor: Monitor, prefix: str, seconds: float) -> bool:

@@ -78,10 +78,16 @@ async def _property(monitor: Monitor, path: str, name: str) -> str:
 
 
 async def _raw_property(monitor: Monitor, path: str, name: str) -> object:
+    """None if the object has no such property, or is not there (any more).
+
+    Whatever else refuses it is no answer: a disk in an iothread that is taken for another one could kill QEMU.
+    """
     try:
         return await monitor.execute("qom-get", {"path": path, "property": name})
-    except errors.RefusedError:  # it has no such property
-        return None
+    except errors.RefusedError as error:
+        if "not found" in error.reason:  # QEMU qom/object.c, error_class_name DeviceNotFound of a path
+            return None
+        raise
 
 
 def named(found: tuple[Disk, ...], target: str, machine: str) -> Disk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pullback import errors
@@ -43,12 +43,21 @@ async def listed(monitor: Monitor) -> list[dict[str, str]]:
 
 async def remove(monitor: Monitor, prefix: str) -> None:
     """Remove all exports whose id begins with `prefix`, also under clients, and wait until they are gone."""
+    await _remove(monitor, lambda id: id.startswith(prefix))
+
+
+async def remove_one(monitor: Monitor, id: str) -> None:
+    """The same of the one with that id, if it is there."""
+    await _remove(monitor, lambda other: other == id)
+
+
+async def _remove(monitor: Monitor, meant: Callable[[str], bool]) -> None:
     for export in await listed(monitor):
-        if export["id"].startswith(prefix):
+        if meant(export["id"]):
             await _delete(monitor, export["id"])
 
     async def gone() -> bool:
-        return not any(export["id"].startswith(prefix) for export in await listed(monitor))
+        return not any(meant(export["id"]) for export in await listed(monitor))
 
     await monitor.poll(gone, what="block-export-del", timeout=_GONE_SECONDS)
 

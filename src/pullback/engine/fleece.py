@@ -354,7 +354,8 @@ def _actions(context: Context, parts: list[Part]) -> list[transaction.Action]:
         request, node = part.request, part.disk.node
         assert node is not None
         if request.checkpoint is not None:
-            actions += transaction.checkpoint(node, request.checkpoint, request.freeze)
+            transient = part.disk.transient
+            actions += transaction.checkpoint(node, request.checkpoint, request.freeze, transient=transient)
         if request.since:
             actions += transaction.union(node, part.names.bitmap, request.since)
         if part.fleecing is Fleecing.CLASSIC:

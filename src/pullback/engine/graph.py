@@ -249,20 +249,22 @@ def with_medium(disk: Disk, root: str, node: Node, *, read_only: bool, graph: Gr
         bitmaps=node.bitmaps,
         buried=tuple(name for name in behind if checkpoints.parse(name)),
     )
-    return replace(disk, untrackable=_untrackable(disk, node, graph), left_out=_left_out(disk))
+    why = _untrackable(disk, node, graph)
+    return replace(disk, untrackable=why, transient=why is None and not holds_bitmaps(node), left_out=_left_out(disk))
 
 
 def _untrackable(disk: Disk, node: Node, graph: Graph) -> str | None:
-    """Persistent bitmaps live in qcow2 version 3 only (QEMU docs/interop/qcow2.txt, "Bitmaps extension")."""
+    """Any writable node takes bitmaps in memory; where they cannot be stored, the disk is `transient`."""
     if disk.read_only:
         return "it is read-only"
-    if node.driver != "qcow2":
-        return f"its format {node.driver} cannot hold bitmaps"
-    if node.compat == "0.10":
-        return "its qcow2 version 2 cannot hold bitmaps (qemu-img amend -o compat=1.1)"
     if _temporary(node, graph):
         return "it runs on a temporary overlay (-snapshot)"
     return None
+
+
+def holds_bitmaps(node: Node) -> bool:
+    """Bitmaps are stored in qcow2 version 3 only (QEMU docs/interop/qcow2.txt, "Bitmaps extension")."""
+    return node.driver == "qcow2" and node.compat != "0.10"
 
 
 def _temporary(node: Node, graph: Graph) -> bool:

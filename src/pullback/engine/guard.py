@@ -50,22 +50,29 @@ class Guard:
         #: Dangerous moments that are open: a pause may lie inside a freeze.
         self._armed = 0
         self._farewell = QUIT
+        self._getting_ready: asyncio.Task[None] | None = None
 
     def keep(self) -> None:
         """The job lasts when we are gone: at the end the guard becomes its keeper."""
         self._farewell = KEEP
 
     async def start(self) -> None:
-        """Start the process, unless it lives: nothing may be paused without one (somebody may have killed it)."""
-        if self._process is not None:
-            if self._process.returncode is None:
-                return
+        """Have one that is ready: nothing may be paused without one (somebody may have killed it)."""
+        if self._process is not None and self._process.returncode is not None:
             await _end(self._process, _END_SECONDS)
+            self._process = None
+        if self._process is None:
+            await self.launch()
+        assert self._getting_ready is not None
+        await asyncio.shield(self._getting_ready)
+
+    async def launch(self) -> None:
+        """Start the process. It need not be ready for anything but a pause: until then it hears of our death later."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", _PROCESS, str(self._job.path), str(os.getpid()),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
-        await _ready(self._process)
+        self._getting_ready = asyncio.create_task(_ready(self._process), name="guard-ready")
 
     def arm(self) -> None:
         """A pause or freeze begins: from now on silence counts as death. May be nested."""
@@ -102,6 +109,9 @@ class Guard:
         self.disarm()
         if self._process is None:
             return
+        if self._getting_ready is not None:
+            self._getting_ready.cancel()
+            await asyncio.gather(self._getting_ready, return_exceptions=True)
         if self._job.record.paused_by_us:  # the pipe just ends, and the guard acts in our place
             await _end(self._process, RESCUE_SECONDS)
             return
@@ -115,7 +125,7 @@ async def guarding(job: state.Job) -> AsyncIterator[Guard]:
     """A guard over `job` while the block runs."""
     guard = Guard(job)
     try:
-        await guard.start()
+        await guard.launch()
         yield guard
     finally:
         await guard.end()

@@ -15,6 +15,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pullback import errors
@@ -25,14 +26,37 @@ _WRITE, _RESIZE = 1, 3
 _FLOCK = struct.Struct("hhqqi4x")
 
 
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A file that is held. Made by `unwritten`."""
+
+    path: Path
+    descriptor: int
+
+    def take(self) -> None:
+        """Forbid writing. Raises `BusyError` if somebody has it open for that."""
+        for permission in (_WRITE, _RESIZE):
+            _forbid(self.descriptor, self.path, permission)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """In the block a QEMU of ours may write, which then keeps others away by its own lock."""
+        for permission in (_WRITE, _RESIZE):
+            fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, _lock(fcntl.F_UNLCK, _FORBIDS + permission))
+        try:
+            yield
+        finally:
+            self.take()
+
+
 @contextmanager
-def unwritten(path: Path) -> Iterator[None]:
+def unwritten(path: Path) -> Iterator[Lock]:
     """No QEMU writes to the file while the block runs. Raises `BusyError` if one has it open for that."""
     descriptor = _open(path)
     try:
-        for permission in (_WRITE, _RESIZE):
-            _forbid(descriptor, path, permission)
-        yield
+        held = Lock(path, descriptor)
+        held.take()
+        yield held
     finally:
         os.close(descriptor)
 

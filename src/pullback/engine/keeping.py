@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import keeper, qemu, recovery, scratch
+from pullback.engine import ending, keeper, opened, qemu, recovery, scratch
 from pullback.engine.monitor import process_lives
-from pullback.model.snapshots import Kind, OpenSnapshot, from_dict
+from pullback.model.snapshots import Kind, OpenSnapshot
 
 _LOOK_SECONDS = 0.5
 #: So often is scratch asked for an answer, and a push for its end.
@@ -51,26 +51,37 @@ async def unanswering(snapshot: OpenSnapshot) -> str | None:
 async def _watch(path: Path, directories: state.Directories) -> None:
     """Until the job is over."""
     asked = 0.0
+    hung: str | None = None
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
         job = state.load_job(path)
-        if job is None or job.record.open is None:
+        snapshot = None if job is None else opened.parsed(job)
+        if job is None or snapshot is None:
             return
-        snapshot = from_dict(job.record.open)
         if not process_lives(job.record.qemu):
             await _patiently(partial(_forget, job, directories))
             return
         reason = trouble(snapshot)
-        if reason is None and loop.time() - asked > _ASK_SECONDS:
+        if loop.time() - asked > _ASK_SECONDS or reason is not None or job.record.ends:
             asked = loop.time()
-            reason = await unanswering(snapshot)
-            if reason is None and snapshot.kind is Kind.PUSH:
+            silent = await unanswering(snapshot)
+            hung = hung or silent  # it may be broken, so it goes when scratch answers again
+            if silent is None:
                 with suppress(errors.PullbackError):
-                    await _conclude(job, snapshot, directories)
+                    await _act(job, snapshot, hung or reason, directories)
+
+
+async def _act(job: state.Job, snapshot: OpenSnapshot, reason: str | None, directories: state.Directories) -> None:
+    """What is to be done now, if anything is. Connecting alone goes on with what was cut short."""
+    if reason is None and not job.record.ends and snapshot.kind is not Kind.PUSH:
+        return
+    socket, name = Path(job.record.socket), job.record.machine
+    async with qemu.connect(socket, directories, command=state.KEEPER, name=name) as machine:
         if reason is not None:
-            with suppress(errors.PullbackError):
-                await _let_go(job, snapshot, reason, directories)
+            await machine.fail_snapshot(snapshot, reason)
+        elif snapshot.kind is Kind.PUSH:
+            await machine.settle_push(snapshot)
 
 
 async def _patiently(work: Callable[[], None]) -> None:
@@ -91,19 +102,6 @@ def _forget(job: state.Job, directories: state.Directories) -> None:
             recovery.forget(again)
 
 
-async def _let_go(job: state.Job, snapshot: OpenSnapshot, reason: str, directories: state.Directories) -> None:
-    """As the user's command would, and say why for who asks later."""
-    socket = Path(job.record.socket)
-    async with qemu.connect(socket, directories, command=state.KEEPER, name=job.record.machine) as machine:
-        await machine.fail_snapshot(snapshot, reason)
-
-
-async def _conclude(job: state.Job, snapshot: OpenSnapshot, directories: state.Directories) -> None:
-    socket = Path(job.record.socket)
-    async with qemu.connect(socket, directories, command=state.KEEPER, name=job.record.machine) as machine:
-        await machine.settle_push(snapshot)
-
-
 def main(record: Path) -> None:
     """Watch until the job is over. Signals of the user's terminal do not end it. One keeper a job."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
@@ -120,10 +118,9 @@ def main(record: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        places = state.Directories(
-            state=record.parent.parent, runtime=Path(job.record.runtime).parent, cache=Path(job.record.cache)
-        )
-        asyncio.run(_watch(record, places))
+        asyncio.run(_watch(record, ending.places(job)))
+    if not record.exists():  # it was removed while we began
+        keeper.lock_path(record).unlink(missing_ok=True)
 
 
 def _close_streams() -> None:

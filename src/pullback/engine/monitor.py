@@ -111,7 +111,7 @@ def process_token(pid: int | None) -> str:
 def process_lives(token: str) -> bool:
     """Is that process, as `<pid>:<start time>`, still there?"""
     pid = token.partition(":")[0]
-    return pid.isdecimal() and process_token(int(pid)) == token
+    return pid.isascii() and pid.isdecimal() and len(pid) < 20 and process_token(int(pid)) == token
 
 
 def event_data(message: Message) -> Mapping[str, object]:

@@ -20,6 +20,7 @@ from pullback.engine import (
     exports,
     imagelock,
     images,
+    offline_overlay,
     pause,
     push,
     pushing,
@@ -37,6 +38,7 @@ from pullback.model import checkpoints, urls
 from pullback.model.backups import DiskRequest, Frozen, Quiescing, SnapshotRequest, Window
 from pullback.model.disks import Disk
 from pullback.model.exports import Export, Listen, NbdAddress, Served
+from pullback.model.overlays import Advance, Committed, NewOverlay, Overlay
 from pullback.model.pushing import PushProgress, PushRequest, pushed
 from pullback.model.snapshots import ExportWish, OpenSnapshot, Wanted
 from pullback.model.tracking import Begun, ChangeMap, Doomed, NewBitmap, Union
@@ -70,13 +72,13 @@ async def connect(
         _lock(held, wanted, directories, command, identity)
         cleared = _forget_dead(directories, identity)
         found = await asyncio.to_thread(images.inspect, wanted.images)
-        for path in sorted({path.resolve() for image in found for path in image.quiet()}):
-            held.enter_context(imagelock.unwritten(path))
+        quiet = sorted({path.resolve() for image in found for path in image.quiet()})
+        locks = {path: held.enter_context(imagelock.unwritten(path)) for path in quiet}
         job = held.enter_context(_job(directories, identity, command))
         async with opened(found, Path(job.record.runtime)) as storage:
             await _require_same(found, wanted)
             version = capabilities.version_text(await storage.qmp.execute("query-version"))
-            found_machine = OfflineMachine(storage, job, identity, version, cleared)
+            found_machine = OfflineMachine(storage, job, identity, version, cleared, locks)
             try:
                 yield found_machine
             except BaseException as error:
@@ -126,13 +128,21 @@ async def _require_same(found: Sequence[images.Image], wanted: urls.ImagesMachin
 class OfflineMachine:
     """See `machine.Machine`. Made by `connect`."""
 
-    def __init__(self, storage: Storage, job: state.Job, name: str, version: str, cleared: Sequence[str]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        job: state.Job,
+        name: str,
+        version: str,
+        cleared: Sequence[str],
+        locks: Mapping[Path, imagelock.Lock],
+    ) -> None:
         self._storage = storage
         self._job = job
         self._name = name
         self._version = version
         self._cleared = tuple(cleared)
-        self._lending = Lending(storage, job)
+        self._lending = Lending(storage, job, locks)
 
     @property
     def name(self) -> str:
@@ -312,6 +322,14 @@ class OfflineMachine:
     def change_map(self, union: Union) -> AbstractAsyncContextManager[ChangeMap]:
         """The ranges marked in a union of bitmaps, over NBD."""
         return tracking.served(self._storage.qmp, self._job, union, name=secrets.token_hex(4))
+
+    async def create_overlays(self, parts: Sequence[NewOverlay]) -> tuple[Overlay, ...]:
+        """Put new overlays on images, with their checkpoints."""
+        return await pause.uninterrupted(offline_overlay.create(self._storage, parts))
+
+    async def commit_overlay(self, disk: Disk, advance: Advance) -> Committed:
+        """It is refused."""
+        raise offline_overlay.refuse_commit(disk.target)
 
 
 class OfflineSnapshot:

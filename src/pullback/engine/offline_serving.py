@@ -6,13 +6,14 @@ opens its image for writing until it ends; what is written counts in the recordi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import disks, exports, opened, serving, transaction
+from pullback.engine import disks, ending, exports, imagelock, images, opened, serving, transaction
 from pullback.engine.pushing import OfflinePush
 from pullback.engine.storage import Storage
 from pullback.engine.undoing import despite
@@ -30,6 +31,8 @@ class Lending:
 
     storage: Storage
     job: state.Job
+    #: Our locks on images that nobody else may write to.
+    locks: Mapping[Path, imagelock.Lock]
     snapshots: dict[str, OpenSnapshot] = field(default_factory=dict)
     pushes: dict[str, OfflinePush] = field(default_factory=dict)
     #: Of exports for writing, by id: their images are open for writing.
@@ -42,6 +45,7 @@ class Lending:
     async def open(self, wanted: Wanted) -> OpenSnapshot:
         """Make the checkpoints, and remember what belongs to the snapshot."""
         parts = wanted.request.disks
+        await self._require_unwritten(parts)
         actions = [action for part in parts if part.checkpoint for action in _checkpoint(part)]
         if actions:
             async with self.storage.writable(_node(part) for part in parts if part.checkpoint):
@@ -66,6 +70,7 @@ class Lending:
 
     async def begin_push(self, wanted: Wanted, request: PushRequest) -> OpenSnapshot:
         """Let the storage daemon copy the images as they are."""
+        await self._require_unwritten(request.snapshot.disks)
         pushing = OfflinePush(self.storage, self.job, request)
         try:
             begun = await pushing.begin()
@@ -119,17 +124,42 @@ class Lending:
 
     async def _serve_one(self, wish: ExportWish, address: ServerAddress) -> Served:
         qmp = self.storage.qmp
+        id = await opened.free_id(qmp, wish.snapshot.job if wish.snapshot else self.job.record.job)
         if wish.snapshot is not None:
-            return await opened.serve_view(qmp, self._register, wish, address)
+            return await opened.serve_view(qmp, self._register, wish, address, id=id)
         disk = disks.named(await self.storage.disks(), wish.target, self.job.record.machine)
         assert disk.node is not None
         async with AsyncExitStack() as stack:
             if wish.writable:
+                self._require_unshown(wish.target)
                 await stack.enter_async_context(self.storage.writable([disk.node]))
+                stack.enter_context(self._given(disk.node))
             job = self.job.record.job
-            served = await opened.serve_disk(qmp, self._register, wish, address, job=job, node=disk.node)
+            served = await opened.serve_disk(qmp, self._register, wish, address, job=job, node=disk.node, id=id)
             self._writable[served.id] = stack.pop_all()
         return served
+
+    async def _require_unwritten(self, parts: Sequence[DiskRequest]) -> None:
+        """A snapshot here is the disk itself, so nobody may write to it."""
+        written = {served.target: served.name for served in await self.served() if served.writable}
+        for part in parts:
+            if part.disk.target in written:
+                holder = f"the export {written[part.disk.target]}, through which it is written"
+                raise errors.DiskBusy(target=part.disk.target, holder=holder)
+
+    def _require_unshown(self, target: str) -> None:
+        for snapshot in self.snapshots.values():
+            if snapshot.disk(target) is not None:
+                raise errors.DiskBusy(target=target, holder=f"the snapshot {snapshot.name}, which shows it as it is")
+
+    @contextmanager
+    def _given(self, node: str) -> Iterator[None]:
+        """Our own lock against writers is not in the way of our own daemon."""
+        [image] = [image for index, image in enumerate(self.storage.images) if images.node(index) == node]
+        with ExitStack() as stack:
+            for path in {image.path.resolve()} & set(self.locks):
+                stack.enter_context(self.locks[path].lifted())
+            yield
 
     async def served(self) -> tuple[Served, ...]:
         """What is exported."""
@@ -164,8 +194,10 @@ class Lending:
 
     async def close(self) -> None:
         """End all, so that what was written is stored before the images are closed."""
-        for pushing in self.pushes.values():
+        for id, pushing in self.pushes.items():
             await pushing.undo()
+            made = [disk.checkpoint.bitmap for disk in self.snapshots[id].disks if disk.checkpoint]
+            await ending.forget_documents(self.storage.qmp, self.job, made)
         await self.unserve(await self.served())
 
 
@@ -190,6 +222,7 @@ def _disk(part: DiskRequest) -> SnapshotDisk:
         checkpoint=part.checkpoint,
         frozen=part.freeze,
         newest=checkpoints.parse(part.since[-1]) if part.since else None,
+        older=tuple(link.mark.nonce for link in checkpoints.chain(part.disk.bitmaps).links),
     )
 
 

@@ -17,9 +17,10 @@ from pullback.engine.capabilities import Capabilities
 from pullback.engine.guard import guarding
 from pullback.engine.monitor import Monitor
 from pullback.engine.names import prefix
-from pullback.model import checkpoints
+from pullback.model import checkpoints, pushing
 from pullback.model.backups import Fleecing, Window
 from pullback.model.checkpoints import Chain
+from pullback.model.documents import backup as backup_documents
 from pullback.model.exports import Served, ServerAddress
 from pullback.model.pushing import PushProgress
 from pullback.model.snapshots import ExportWish, Kind, OpenSnapshot, SnapshotDisk, Wanted, from_dict
@@ -33,20 +34,30 @@ def parsed(job: state.Job) -> OpenSnapshot | None:
         return None
     try:
         found = from_dict(job.record.open)
-    except ValueError:
+        if found.kind in (Kind.PULL, Kind.PUSH) and not job.record.ends:  # else it may lack its address
+            backup_documents.from_dict(dict(found.document or {}))
+        if found.kind is Kind.PUSH:
+            pushing.pushed(found.push or {})
+    except (ValueError, errors.BadDocument):
         return None
     return found if found.job == job.record.job and found.machine == job.record.machine else None
 
 
 def lasting(job: state.Job, qemu: str) -> bool:
-    """Is it to be kept, in this QEMU process?"""
-    return job.record.qemu == qemu and parsed(job) is not None
+    """Does it stay, in this QEMU process? Not while it is made or ended (`ending`)."""
+    return job.record.qemu == qemu and not job.record.ends and parsed(job) is not None
 
 
 def needs_keeper(job: state.Job) -> bool:
     """Exports of disks themselves hold nothing that must be watched."""
     found = parsed(job)
     return found is not None and found.kind is not Kind.EXPORT
+
+
+def is_empty(job: state.Job, there: Sequence[str]) -> bool:
+    """Did it export disks themselves, and does not any more? `there`: jobs of which QEMU knows something."""
+    found = parsed(job)
+    return found is not None and found.kind is Kind.EXPORT and found.job not in there
 
 
 def describe(context: fleece.Context, cut: fleece.Cut, wanted: Wanted, machine: str) -> OpenSnapshot:
@@ -94,6 +105,7 @@ def _disk(context: fleece.Context, part: fleece.Part) -> SnapshotDisk:
         frozen=request.freeze,
         newest=checkpoints.parse(request.since[-1]) if request.since else None,
         copy=part.names.bitmap if request.since else None,
+        older=tuple(link.mark.nonce for link in checkpoints.chain(disk.bitmaps).links),
     )
 
 
@@ -115,7 +127,7 @@ def sources(chain: Chain, disk: SnapshotDisk, checkpoint: str) -> tuple[str, ...
     if chain.problem:
         raise errors.CheckpointInconsistent(checkpoint=checkpoint, target=disk.target, problem=chain.problem)
     found = next((link for link in chain.links if link.mark.name == checkpoint), None)
-    if found is None or disk.newest is None or found.mark.first > disk.newest.last:
+    if found is None or disk.newest is None or found.mark.nonce not in disk.older:
         raise errors.CheckpointInconsistent(
             checkpoint=checkpoint, target=disk.target, problem="it is not older than the snapshot, or not on the disk"
         )
@@ -135,8 +147,8 @@ async def tell_changes(monitor: Monitor, disk: SnapshotDisk, told: dict[str, tup
     for name, joined in told.items():
         if name in there and disk.view == disk.node:
             raise errors.ExportExists(name=name)
-        if name in there:
-            actions.append(transaction.Remove(node=disk.view, name=name).qmp())
+        if name in there:  # of an earlier export: what changed up to the instant is the same for ever
+            continue
         actions.append(transaction.Add(node=disk.view, name=name, persistent=False, recording=False).qmp())
         merge = {
             "node": disk.view,
@@ -161,7 +173,9 @@ def require_exportable(can: Capabilities, target: str, *, iothread: bool) -> Non
         )
 
 
-async def serve_view(monitor: Monitor, register: Register, wish: ExportWish, address: ServerAddress) -> Served:
+async def serve_view(
+    monitor: Monitor, register: Register, wish: ExportWish, address: ServerAddress, *, id: str
+) -> Served:
     """Export a disk of a snapshot, read-only, with the changes that are wished."""
     assert wish.snapshot is not None
     disk = wish.snapshot.disk(wish.target)
@@ -172,16 +186,16 @@ async def serve_view(monitor: Monitor, register: Register, wish: ExportWish, add
     chain = checkpoints.chain(node.bitmaps if node else ())
     joined = {bitmap: sources(chain, disk, checkpoint) for bitmap, checkpoint in wish.bitmaps.items()}
     await tell_changes(monitor, disk, joined)
-    served = await _served(monitor, wish, wish.snapshot.job, address)
+    served = _served(wish, wish.snapshot.job, address, id)
     await serving.add(monitor, register, served, node=disk.view, bitmaps=list(wish.bitmaps))
     return served
 
 
 async def serve_disk(
-    monitor: Monitor, register: Register, wish: ExportWish, address: ServerAddress, *, job: str, node: str
+    monitor: Monitor, register: Register, wish: ExportWish, address: ServerAddress, *, job: str, node: str, id: str
 ) -> Served:
     """Export a disk itself."""
-    served = await _served(monitor, wish, job, address)
+    served = _served(wish, job, address, id)
     try:
         await serving.add(monitor, register, served, node=node, bitmaps=[])
     except errors.RefusedError as error:
@@ -191,9 +205,9 @@ async def serve_disk(
     return served
 
 
-async def _served(monitor: Monitor, wish: ExportWish, job: str, address: ServerAddress) -> Served:
+def _served(wish: ExportWish, job: str, address: ServerAddress, id: str) -> Served:
     return Served(
-        id=f"{prefix(job)}exp{await free_number(monitor, job)}",
+        id=id,
         job=job,
         name=wish.name,
         target=wish.target,
@@ -204,36 +218,13 @@ async def _served(monitor: Monitor, wish: ExportWish, job: str, address: ServerA
     )
 
 
-async def free_number(monitor: Monitor, job: str) -> int:
-    """The first number that no export of a job has."""
+async def free_id(monitor: Monitor, job: str) -> str:
+    """The first id of a job's exports that is not taken."""
     taken = {item["id"] for item in await exports.listed(monitor)}
-    return next(number for number in range(len(taken) + 1) if f"{prefix(job)}exp{number}" not in taken)
+    return next(id for number in range(len(taken) + 1) if (id := f"{prefix(job)}exp{number}") not in taken)
 
 
 # -- the end ---------------------------------------------------------------------------------
-
-
-async def let_go(monitor: Monitor, job: state.Job, snapshot: OpenSnapshot, *, take_back: bool) -> None:
-    """Remove a snapshot, its exports and its scratch; with `take_back` its checkpoint too.
-
-    What its checkpoint recorded goes to the older one, so that nothing is lost.
-    """
-    async with stillness(monitor, job) as still:
-        await pause.uninterrupted(sweep.sweep(monitor, job, still=still))
-    if take_back:
-        await pause.uninterrupted(_take_back(monitor, snapshot))
-    job.remove()
-
-
-async def _take_back(monitor: Monitor, snapshot: OpenSnapshot) -> None:
-    nodes = graph.parse_nodes(await monitor.execute("query-named-block-nodes", {"flat": True}))
-    actions: list[transaction.Action] = []
-    for disk in snapshot.disks:
-        node = nodes.get(disk.node)
-        if node is None or disk.checkpoint is None:
-            continue
-        actions += transaction.give_back(disk.node, checkpoints.chain(node.bitmaps), disk.checkpoint)
-    await transaction.run(monitor, actions)
 
 
 def ended(snapshot: OpenSnapshot, *, error: str | None, progress: Sequence[PushProgress] = ()) -> EndedJob:

@@ -17,22 +17,21 @@ build, and the answer is cached by the binary's identity.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import struct
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pullback import errors
 from pullback.engine import monitor
+from pullback.engine.build import Build
 from pullback.programs import process
 
 _DEADLINE = 10.0
 _CLUSTER = 65536
-_CACHE_FORMAT = 1
 
 # NBD protocol, "Values": magics and the few requests that the probe needs.
 _IHAVEOPT = 0x49484156454F5054
@@ -54,47 +53,26 @@ class Defects:
     probed: bool = False
 
 
-async def defects(pid: int | None, cache: Path) -> Defects:
-    """The defects of the QEMU that runs as `pid`; probed once per build, then read from `cache`."""
-    exe = Path(f"/proc/{pid}/exe")
-    try:
-        key = _identity(exe)
-        if "qemu" not in os.path.basename(os.readlink(exe)):
-            return Defects()
-    except OSError:  # not our user's process, or no Linux /proc: be careful
+async def defects(build: Build) -> Defects:
+    """The defects of a build; probed once, then remembered."""
+    if not build.known:  # be careful
         return Defects()
-    known = _load(cache / f"build-{key}.json")
+    known = _read(build.load("build"))
     if known is not None:
         return known
-    found = await _try(exe)
+    found = await _try(build.exe)
     if found.probed:
-        _save(cache / f"build-{key}.json", found)
+        build.save("build", asdict(found))
     return found
 
 
-def _identity(exe: Path) -> str:
-    """A binary that was replaced has another inode or time; /proc/PID/exe follows even a deleted one."""
-    status = exe.stat()
-    return f"{status.st_dev:x}-{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
-
-
-def _load(path: Path) -> Defects | None:
-    try:
-        record = json.loads(path.read_bytes())
-        if record.pop("format") != _CACHE_FORMAT or not all(isinstance(value, bool) for value in record.values()):
-            return None
-        return Defects(**record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+def _read(record: Mapping[str, object] | None) -> Defects | None:
+    if record is None or not all(isinstance(value, bool) for value in record.values()):
         return None
-
-
-def _save(path: Path, found: Defects) -> None:
-    """Losing the cache costs 60 ms at the next run, so failing to write it is no error."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps({"format": _CACHE_FORMAT, **asdict(found)}))
-        beside.rename(path)
+    try:
+        return Defects(**record)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 async def _try(exe: Path) -> Defects:

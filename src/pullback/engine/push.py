@@ -272,6 +272,11 @@ def _marker(job: state.Job) -> Path:
     return Path(job.record.runtime or os.devnull) / "concluded"
 
 
+def is_concluded(job: state.Job) -> bool:
+    """Are all its files backups already?"""
+    return _marker(job).exists()
+
+
 async def _was_concluded(monitor: Monitor, job: state.Job, pushed: Pushed) -> bool:
     """Has somebody come so far before us, and then died?"""
     if _marker(job).exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,15 @@ class OfflinePush:
     def __init__(self, storage: Storage, job: state.Job, request: PushRequest) -> None:
         self._storage = storage
         self._job = job
-        self._request = request
+        # All names carry the job of the record: what is to be removed is known by it.
+        self._request = replace(request, job=job.record.job)
         self._described: Pushed | None = None
 
     async def begin(self) -> Pushed:
         """Make destinations and checkpoints, and begin to copy."""
         qmp = self._storage.qmp
         used = [str(layer.path) for image in self._storage.images for layer in image.layers]
+        state.private(self._request.scratch)  # for what describes raw destinations
         made = await push.make(qmp, self._job, self._request, used, longest=None)
         begun = Pushed(job=made.job, disks=made.disks, moment=datetime.now(UTC))
         self._described = begun
@@ -161,7 +164,7 @@ class OfflinePush:
         for index, part in enumerate(self._request.parts):
             node = begun.disks[index].node
             if part.checkpoint is not None:
-                actions += transaction.checkpoint(node, part.checkpoint, part.freeze)
+                actions += transaction.checkpoint(node, part.checkpoint, part.freeze, transient=part.disk.transient)
             if part.since:
                 actions += transaction.union(node, Names(begun.job, index).bitmap, part.since)
             if part.checkpoint is not None or part.since:

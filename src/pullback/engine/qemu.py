@@ -14,12 +14,16 @@ from pathlib import Path
 from pullback import errors, machine, state
 from pullback.engine import (
     capabilities,
+    destinations,
     disks,
+    ending,
     fleece,
+    graph,
     jobs,
     keeper,
     monitor,
     opened,
+    overlay,
     pause,
     push,
     pushing,
@@ -40,10 +44,10 @@ from pullback.model import pushing as pushed_values
 from pullback.model.backups import Frozen, Quiescing, SnapshotRequest, Window
 from pullback.model.disks import Disk
 from pullback.model.exports import Listen, Served, ServerAddress
+from pullback.model.overlays import Advance, Committed, NewOverlay, Overlay
 from pullback.model.pushing import Pushed, PushProgress, PushRequest
 from pullback.model.snapshots import ExportWish, Kind, OpenSnapshot, Wanted
 from pullback.model.tracking import Begun, ChangeMap, Doomed, NewBitmap, Union
-from pullback.state import checkpoints as checkpoint_documents
 from pullback.state import history
 from pullback.state.serving import Register
 
@@ -115,20 +119,36 @@ async def _identity(qmp: monitor.Monitor, instead: Path | None) -> str:
 
 async def _recover(qmp: monitor.Monitor, directories: state.Directories, identity: str) -> list[str]:
     """Remove what dead jobs left in this QEMU and on disk; gives their ids."""
-    left = state.jobs_of(directories, socket=qmp.socket, machine=identity)
-    known = {job.record.job for job in left}
-    left = [job for job in left if not opened.lasting(job, qmp.process)]
-    for stray in await recovery.strays(qmp):
+    found = state.jobs_of(directories, socket=qmp.socket, machine=identity)
+    there = await recovery.strays(qmp)
+    # A machine of the same name that runs elsewhere keeps what is its own.
+    found = [job for job in found if job.record.job in there or not recovery.elsewhere(job, qmp)]
+    left = [job for job in found if not opened.lasting(job, qmp.process) or opened.is_empty(job, there)]
+    known = {job.record.job for job in found}
+    for stray in there:
         if stray not in known:  # its record was lost: the names alone must do
             left.append(
                 state.begin_job(directories, job=stray, socket=qmp.socket, machine=identity, command="recovery")
             )
-    for job in left:
-        await recovery.clear(qmp, job)
+    cleared = [job.record.job for job in left if await _cleared(qmp, job)]
+    await serving.stop_unused(qmp, Register(directories.state, identity))
     for job in state.jobs_of(directories, socket=qmp.socket, machine=identity):
-        if opened.needs_keeper(job):
+        if job.record.job in known and opened.needs_keeper(job):
             await keeper.ensure(job.path)
-    return [job.record.job for job in left]
+    return cleared
+
+
+async def _cleared(qmp: monitor.Monitor, job: state.Job) -> bool:
+    """Clear a dead job away. The end of what lasted may have to wait: its keeper tries again."""
+    if opened.lasting(job, qmp.process):  # exports that somebody else has ended
+        job.record.ends = state.KEEP
+    try:
+        await recovery.clear(qmp, job)
+    except errors.CleanupIncomplete:
+        if not (job.record.ends and job.record.open):
+            raise
+        return False
+    return True
 
 
 class QemuMachine:
@@ -221,7 +241,7 @@ class QemuMachine:
         """Freeze disks, until `close_snapshot`."""
         self._require(wanted.request)
         scratch.check(wanted.request.scratch, [part.disk for part in wanted.request.disks])
-        job = self._begin(wanted.request.job)
+        job = self._begin_lasting(wanted.request)
         async with recovery.guarded(job) as watcher:
             made = QemuSnapshot(self._context(job, watcher, wanted.request))
             try:
@@ -243,39 +263,42 @@ class QemuMachine:
 
     async def close_snapshot(self, snapshot: OpenSnapshot, *, take_back: bool) -> None:
         """Let go of a lasting snapshot and its exports; with `take_back` of its checkpoint too."""
+        await self._close(snapshot, undo=take_back or snapshot.push is not None, why=ending.ABORTED)
+
+    async def _close(self, snapshot: OpenSnapshot, *, undo: bool, why: str) -> None:
+        """First what may hinder it, then the decision, durably; from then on it only goes on."""
         job = self._job_of(snapshot)
         if job is None:
             return
+        await sweeping.require_removable(self._qmp, job)
         if snapshot.push is not None:
-            async with opened.stillness(self._qmp, job) as still:
-                begun = pushed_values.pushed(snapshot.push)
-                await pause.uninterrupted(push.cancel(self._qmp, job, begun, still))
-            job.remove()
-        else:
-            await opened.let_go(self._qmp, job, snapshot, take_back=take_back)
+            # A server that hangs does not hinder: its connection can be cut.
+            to = [disk.destination for disk in pushed_values.pushed(snapshot.push).disks]
+            await destinations.require_answer(one for one in to if one.kind is not pushed_values.Kind.NBD)
+        ending.decide(job, snapshot, undo=undo, why=why)
+        async with opened.stillness(self._qmp, job) as still:
+            await pause.uninterrupted(ending.go_on(self._qmp, job, still))
+        job.remove()
 
     def _job_of(self, snapshot: OpenSnapshot) -> state.Job | None:
-        return next((job for job in self._lasting() if job.record.job == snapshot.job), None)
+        """Its record, also while it is being made."""
+        found = state.jobs_of(self._directories, socket=self._qmp.socket, machine=self.name)
+        return next((job for job in found if job.record.job == snapshot.job and opened.parsed(job)), None)
 
     async def annotate(self, snapshot: OpenSnapshot) -> None:
-        """Keep a changed description of a lasting snapshot."""
+        """Keep a changed description of a lasting snapshot. A pull job is whole with this."""
         job = self._job_of(snapshot)
         if job is not None:
-            opened.remember(job, snapshot)
+            ending.stays(job, snapshot)
 
     async def fail_snapshot(self, snapshot: OpenSnapshot, reason: str) -> None:
         """Let go of a snapshot that cannot stay. A job's checkpoint is taken back, one made alone is kept."""
-        is_job = snapshot.kind is not Kind.SNAPSHOT
-        await self.close_snapshot(snapshot, take_back=is_job)
-        if is_job:
-            if snapshot.checkpoint is not None:
-                checkpoint_documents.remove(self._directories, self.name, snapshot.checkpoint)
-            history.save(self._directories.state, self.name, opened.ended(snapshot, error=reason))
+        await self._close(snapshot, undo=snapshot.kind is not Kind.SNAPSHOT, why=reason)
 
     async def begin_push(self, wanted: Wanted, request: PushRequest) -> OpenSnapshot:
         """Freeze disks and let QEMU copy them, until `conclude_push` or `close_snapshot`."""
         scratch.check(request.scratch, [part.disk for part in request.parts])
-        job = self._begin(request.job)
+        job = self._begin_lasting(request.snapshot)
         async with recovery.guarded(job) as watcher:
             context = self._context(job, watcher, request.snapshot)
             described: list[Pushed] = []
@@ -294,15 +317,18 @@ class QemuMachine:
         begun, cut = await push.begin(context, request, described[-1])
         described.append(begun)
         found = replace(opened.describe(context, cut, wanted, self.name), push=begun.document())
-        opened.remember(context.job, found)
         await context.quiescer.end()
+        ending.stays(context.job, found)
         return found
 
     async def _undo_push(self, context: fleece.Context, described: Sequence[Pushed]) -> None:
         async with asyncio.timeout(_CLEAN_PUSH_SECONDS):
             await context.quiescer.end()
+            ending.given_up(context.job)
             begun = described[-1] if described else None
-            await push.cancel(self._qmp, context.job, begun, fleece.stillness(context))
+            still = fleece.stillness(context)
+            await push.cancel(self._qmp, context.job, begun, still)
+            await ending.go_on(self._qmp, context.job, still)  # what the cut had made before it failed
             context.job.remove()
 
     async def push_progress(self, snapshot: OpenSnapshot) -> tuple[PushProgress, ...]:
@@ -329,7 +355,12 @@ class QemuMachine:
                 await pause.uninterrupted(push.conclude(self._qmp, job, begun, still))
             except (errors.BusyError, errors.CleanupIncomplete, errors.OutcomeUnknown):
                 raise
-            except errors.PullbackError:
+            except errors.PullbackError as error:
+                if push.is_concluded(job):  # the backups are made; the rest goes with the next connection
+                    ending.decide(job, snapshot, undo=False)
+                    return
+                ending.decide(job, snapshot, undo=True, why=str(error))
+                await pause.uninterrupted(ending.go_on(self._qmp, job, still))
                 job.remove()
                 raise
         job.remove()
@@ -346,8 +377,6 @@ class QemuMachine:
             raise
         except errors.PullbackError as error:
             failure = str(error)
-            if snapshot.checkpoint is not None:
-                checkpoint_documents.remove(self._directories, self.name, snapshot.checkpoint)
         history.save(self._directories.state, self.name, opened.ended(snapshot, error=failure, progress=found))
 
     async def serve(self, wishes: Sequence[ExportWish], listen: Listen) -> tuple[Served, ...]:
@@ -360,25 +389,37 @@ class QemuMachine:
         job = self._begin(secrets.token_hex(4))
         done: list[Served] = []
         try:
+            ending.begun(job, ())
             address = await serving.ensure(self._qmp, register, listen, private=serving.private_socket(job))
             for wish in wishes:
                 done.append(await self._serve_one(wish, job, register, address))
+            if any(served.job == job.record.job for served in done):
+                ending.stays(job, opened.exports_only(job))
         except BaseException as error:
-            await despite(error, self._unserve(done, [job]))
+            await despite(error, self._unserve_made(job))
             raise
-        if all(served.job != job.record.job for served in done):
+        if job.record.ends:
             recovery.forget(job)
         return tuple(done)
 
     async def _serve_one(self, wish: ExportWish, job: state.Job, register: Register, address: ServerAddress) -> Served:
+        owner = wish.snapshot.job if wish.snapshot is not None else job.record.job
+        job.record.exports.append(await opened.free_id(self._qmp, owner))
+        job.save()
+        id = job.record.exports[-1]
         if wish.snapshot is not None:
-            return await opened.serve_view(self._qmp, register, wish, address)
+            return await opened.serve_view(self._qmp, register, wish, address, id=id)
         disk = disks.named(await self.disks(), wish.target, self.name)
-        if job.record.open is None:
-            opened.remember(job, opened.exports_only(job))
         assert disk.node is not None
-        node = disk.node if wish.writable or disk.root is None else disk.root
-        return await opened.serve_disk(self._qmp, register, wish, address, job=job.record.job, node=node)
+        # Never our own filter: an export of it would hold it when its snapshot has gone.
+        root = disk.root or disk.node
+        node = disk.node if wish.writable or root.startswith(graph.OURS) else root
+        return await opened.serve_disk(self._qmp, register, wish, address, job=job.record.job, node=node, id=id)
+
+    async def _unserve_made(self, job: state.Job) -> None:
+        async with asyncio.timeout(_CLEAN_SECONDS):
+            await ending.go_on(self._qmp, job, sweeping.as_it_is)
+            job.remove()
 
     async def served(self) -> tuple[Served, ...]:
         """What we export for others."""
@@ -394,7 +435,7 @@ class QemuMachine:
 
     async def _unserve(self, exported: Sequence[Served], ended: Sequence[state.Job]) -> None:
         for served in exported:
-            await block_exports.remove(self._qmp, served.id)
+            await block_exports.remove_one(self._qmp, served.id)
         await serving.stop_unused(self._qmp, Register(self._directories.state, self.name))
         left = {served.job for served in await self.served()}
         for job in ended:
@@ -458,6 +499,33 @@ class QemuMachine:
         async with recovery.guarded(job), tracking.served(self._qmp, job, union, name=job.record.job, end=end) as found:
             yield found
 
+    async def create_overlays(self, parts: Sequence[NewOverlay]) -> tuple[Overlay, ...]:
+        """Put new overlays on disks at one instant, with their checkpoints."""
+        return await pause.uninterrupted(overlay.create(self._qmp, parts, has_graph=self.can.graph))
+
+    async def commit_overlay(self, disk: Disk, advance: Advance) -> Committed:
+        """Commit a disk's top image into the one below, with its checkpoints."""
+        job = self._begin(secrets.token_hex(4))
+        async with recovery.guarded(job):
+            try:
+                done = await overlay.commit(self._qmp, job.record.job, disk, advance, has_graph=self.can.graph)
+            except BaseException as error:
+                # Of a QEMU that does not answer nobody knows what is left: the record stays for the next run.
+                if not isinstance(error, errors.OutcomeUnknown) or not self._qmp.process_lives():
+                    recovery.forget(job)
+                raise
+            recovery.forget(job)
+            return done
+
+    def _begin_lasting(self, request: SnapshotRequest) -> state.Job:
+        job = self._begin(request.job)
+        try:
+            ending.begun(job, [part.checkpoint for part in request.disks])
+        except BaseException:
+            recovery.forget(job)
+            raise
+        return job
+
     def _begin(self, job: str) -> state.Job:
         return state.begin_job(
             self._directories,
@@ -517,8 +585,11 @@ class QemuSnapshot:
         """Make it, to stay when we are gone."""
         self._cut = await fleece.freeze(self._context)
         found = opened.describe(self._context, self._cut, wanted, machine)
-        opened.remember(self._context.job, found)
         await self._context.quiescer.end()
+        if wanted.kind is Kind.PULL:  # it is whole when it is served
+            opened.remember(self._context.job, found)
+        else:
+            ending.stays(self._context.job, found)
         return found
 
     async def close(self) -> None:
@@ -544,8 +615,12 @@ class QemuSnapshot:
         try:
             async with asyncio.timeout(_CLEAN_SECONDS):
                 await self._context.quiescer.end()
+                if self._context.request.lasting:
+                    ending.given_up(self._context.job)
+                    await ending.go_on(self._context.monitor, self._context.job, fleece.stillness(self._context))
+                    self._closed = True
                 await self._sweep()
-                if self._cut is not None and not self._kept:
+                if self._cut is not None and not (self._kept or self._context.request.lasting):
                     await self._take_back()
                 self._forget()
         except errors.OutcomeUnknown:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import graph, names, pause, quiesce, replies, serving, sweep
+from pullback.engine import ending, graph, names, opened, pause, quiesce, replies, serving, sweep
 from pullback.engine.guard import Guard, guarding
-from pullback.engine.monitor import Monitor, connect
+from pullback.engine.monitor import Monitor, connect, process_lives
 
 
 async def recover(job: state.Job) -> None:
@@ -20,17 +20,23 @@ async def recover(job: state.Job) -> None:
 
 
 async def clear(monitor: Monitor, job: state.Job) -> None:
-    """Do that on a connection that is open."""
+    """Do that on a connection that is open. What is whole and lasts stays."""
     await pause.resume_if_ours(monitor, job)
     await quiesce.thaw_if_ours(job)
+    if opened.lasting(job, monitor.process):
+        return
     async with guarding(job) as guard:
-        await pause.uninterrupted(sweep.sweep(monitor, job, still=partial(pause.paused, monitor, job, guard)))
+        await pause.uninterrupted(ending.go_on(monitor, job, partial(pause.paused, monitor, job, guard)))
     job.remove()
 
 
 def forget(job: state.Job) -> None:
     """The job's machine is gone, and with it all that was in it: remove the files."""
+    found = opened.parsed(job)
+    if found is not None and not job.record.ends:
+        job.record.ends, job.record.why = state.UNDO, "the machine ended before it"
     sweep.remove_files(job)
+    ending.remember(job, found)
     serving.forget_dead(serving.register_of(job))
     job.remove()
 
@@ -54,7 +60,15 @@ async def strays(monitor: Monitor) -> list[str]:
     for command, key in (("query-block-exports", "id"), ("query-jobs", "id")):
         try:
             found += [replies.text(item, key, command) for item in replies.objects(await monitor.execute(command), key)]
-        except errors.RefusedError:  # QEMU < 5.2 has no exports of this kind
-            continue
+        except errors.RefusedError as error:
+            if error.error_class != "CommandNotFound":  # QEMU < 5.2 has no exports of this kind
+                raise
     jobs = {name.removeprefix(graph.OURS)[:8] for name in found if name.startswith(graph.OURS)}
     return sorted(job for job in jobs if names.prefix(job))
+
+
+def elsewhere(job: state.Job, monitor: Monitor) -> bool:
+    """Is it a job of another QEMU that lives, with the same name, at its own socket?"""
+    record = job.record
+    other = record.socket != str(monitor.socket) and record.qemu not in ("", monitor.process)
+    return other and process_lives(record.qemu) and Path(record.socket).is_socket()

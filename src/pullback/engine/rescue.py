@@ -26,11 +26,17 @@ def main(path: Path, parent: int) -> None:
         job = state.load_job(path)
         if job is not None:
             asyncio.run(_rescue(job))
+        again = state.load_job(path)
+        if again is not None and again.record.open is not None:  # it lasts, or its end must wait
+            _become_keeper(path)
 
 
 def _become_keeper(path: Path) -> None:
-    """In a child, so that our parent need not wait for it."""
+    """In a child, so that our parent need not wait for it, nor for the pipe that we share."""
     if os.fork() == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
         os.execv(sys.executable, keeper.words(path))
 
 

@@ -48,6 +48,10 @@ async def ensure(monitor: Monitor, register: Register, wish: Listen, *, private:
     Raises `NbdServerBusy` if one runs that does not fit: a server of somebody else, or ours elsewhere.
     """
     running = await current(monitor, register)
+    if running is not None and not running.exports:
+        # It may be gone (`nbd-server-stop` is anybody's), and if it is not, nobody needs it: begin anew.
+        await stop_unused(monitor, register)
+        running = await current(monitor, register)
     if running is not None:
         if not _fits(running.address, wish):
             raise errors.NbdServerBusy(detail=f"our own exports, at {running.address}")
@@ -223,7 +227,8 @@ def forget(register: Register, known: Serving) -> None:
     """The server is gone, or its QEMU: remove its socket (a QEMU that was killed leaves it) and the record."""
     if known.address.socket is not None:
         socket = Path(known.address.socket)
-        socket.unlink(missing_ok=True)
+        if socket.is_socket():  # whatever else a record names is not ours
+            socket.unlink(missing_ok=True)
         if socket.parent.name == register.path.parent.name[:8]:
             _remove_private(socket)
     register.remove()

@@ -155,13 +155,20 @@ class Storage:
             self._writable.discard(node)
 
     async def _prove(self, index: int) -> None:
+        if self.images[index].top.format != "qcow2":  # written by an export; it keeps no bitmaps
+            return
         wanted = await self.bitmaps(images.node(index))
         await asyncio.to_thread(_prove, self.images[index].path, wanted)
+
+    async def prove(self, node: str, path: Path) -> None:
+        """The bitmaps of a node that is only read now lie in its file. Raises `CheckpointsNotStored`."""
+        await asyncio.to_thread(_prove, path, await self.bitmaps(node))
 
     async def unstored(self) -> errors.CheckpointsNotStored | None:
         """After the daemon's end: what became of images that could not be made read-only before?"""
         for index, image in enumerate(self.images):
-            if images.node(index) in self._writable and (problem := await asyncio.to_thread(_wrecked, image.path)):
+            kept = image.top.format == "qcow2" and images.node(index) in self._writable
+            if kept and (problem := await asyncio.to_thread(_wrecked, image.path)):
                 return errors.CheckpointsNotStored(path=str(image.path), reason=problem)
         return None
 
@@ -195,10 +202,13 @@ def _disk(image: Image, node: graph.Node, whole: graph.Graph) -> Disk:
     found = graph.with_medium(
         Disk(target=image.target, bus=bus, qdev=""), node.name, node, read_only=False, graph=whole
     )
-    return replace(found, image=str(image.path), untrackable=found.untrackable or _untrackable(image, node))
+    untrackable = found.untrackable or _untrackable(found, image, node)
+    return replace(found, image=str(image.path), untrackable=untrackable, transient=False)
 
 
-def _untrackable(image: Image, node: graph.Node) -> str | None:
+def _untrackable(disk: Disk, image: Image, node: graph.Node) -> str | None:
+    if disk.transient:  # no QEMU runs that could keep them in memory
+        return disks.unstorable(disk.format)
     if image.corrupt:
         return "QEMU marked it as corrupt (qemu-img check)"
     if not image.writable:

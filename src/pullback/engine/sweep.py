@@ -51,12 +51,21 @@ async def sweep(monitor: Monitor, job: state.Job, *, still: Stillness) -> None:
     remove_files(job)
 
 
+async def require_removable(monitor: Monitor, job: state.Job) -> None:
+    """Raise `CleanupIncomplete` for what hinders `sweep`, as far as that is known before anything is done."""
+    await _prove_scratch(job)
+    found, whole = await disks.find(monitor, has_graph=True)
+    ours = names.prefix(job.record.job)
+    _refuse_foreign(whole, ours, {disk.root for disk in found if disk.root})
+
+
 async def _prove_scratch(job: state.Job) -> None:
     """No draining command before scratch has proved that it answers (qom-set would hang QEMU).
 
     Not even the end of an export: QEMU drains what was exported once its last client has left.
     """
-    for directory in {str(Path(path).parent) for path in job.record.scratch}:
+    mine = [path for path in job.record.scratch if not path.endswith(destinations.PART)]  # `release` proves those
+    for directory in {str(Path(path).parent) for path in mine}:
         if not await scratch.answers(Path(directory)):
             raise errors.CleanupIncomplete(what="the snapshot", reason=f"scratch in {directory} does not answer")
 

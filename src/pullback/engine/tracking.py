@@ -39,7 +39,10 @@ async def create(monitor: Monitor, parts: Sequence[NewBitmap]) -> datetime:
     now = await _nodes(monitor)
     for part in parts:
         _require_idle(part.disk, _bitmaps(now, part.disk), [part.freeze] if part.freeze else [])
-    actions = [transaction.checkpoint(node_of(part.disk), part.mark, part.freeze) for part in parts]
+    actions = [
+        transaction.checkpoint(node_of(part.disk), part.mark, part.freeze, transient=part.disk.transient)
+        for part in parts
+    ]
     await transaction.run(monitor, [action for some in actions for action in some])
     return datetime.now(UTC)
 

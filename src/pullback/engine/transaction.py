@@ -2,6 +2,7 @@
 
     bitmap: add | disable | enable | merge | remove          (checkpoint half)
     disk:   back up (classic fleecing, push)                 (consumption half)
+            put an overlay on it
 
 QEMU drains all I/O before a transaction's first action, so its actions share one instant, over
 any number of disks; and it undoes all of them when one fails (QAPI `transaction`).
@@ -25,10 +26,11 @@ class Add:
     name: str
     persistent: bool
     recording: bool
+    granularity: int = checkpoints.GRANULARITY
 
     def qmp(self) -> dict[str, object]:
         """The action as QMP has it."""
-        data: dict[str, object] = {"node": self.node, "name": self.name, "granularity": checkpoints.GRANULARITY}
+        data: dict[str, object] = {"node": self.node, "name": self.name, "granularity": self.granularity}
         if self.persistent:
             data["persistent"] = True
         if not self.recording:
@@ -74,16 +76,33 @@ class Enable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeInto:
-    """Add the bits of bitmaps of one node to another bitmap there. Not undone: its target is new, or kept."""
+    """Add the bits of bitmaps to another bitmap. Not undone: its target is new, or kept."""
 
     node: str
     target: str
     sources: tuple[str, ...]
+    #: Where the sources are; None: on the target's node.
+    source_node: str | None = None
 
     def qmp(self) -> dict[str, object]:
         """The action as QMP has it."""
-        data = {"node": self.node, "target": self.target, "bitmaps": list(self.sources)}
+        sources: list[object] = list(self.sources)
+        if self.source_node is not None:
+            sources = [{"node": self.source_node, "name": name} for name in self.sources]
+        data = {"node": self.node, "target": self.target, "bitmaps": sources}
         return {"type": "block-dirty-bitmap-merge", "data": data}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clear:
+    """Take all bits out of a bitmap."""
+
+    node: str
+    name: str
+
+    def qmp(self) -> dict[str, object]:
+        """The action as QMP has it."""
+        return {"type": "block-dirty-bitmap-clear", "data": {"node": self.node, "name": self.name}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +141,27 @@ class BackUp:
         return {"type": "blockdev-backup", "data": data}
 
 
-Action = Add | Disable | Enable | MergeInto | Remove | BackUp
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """Put an overlay on a disk's image: writes go to it from now on."""
+
+    node: str
+    overlay: str
+
+    def qmp(self) -> dict[str, object]:
+        """The action as QMP has it."""
+        return {"type": "blockdev-snapshot", "data": {"node": self.node, "overlay": self.overlay}}
 
 
-def checkpoint(node: str, new: Mark, freeze: str | None) -> list[Action]:
-    """A new checkpoint: its bitmap records from now on, the older one is frozen."""
-    actions: list[Action] = [Add(node=node, name=new.bitmap, persistent=True, recording=True)]
+Action = Add | Disable | Enable | MergeInto | Clear | Remove | BackUp | Stack
+
+
+def checkpoint(node: str, new: Mark, freeze: str | None, *, transient: bool = False) -> list[Action]:
+    """A new checkpoint: its bitmap records from now on, the older one is frozen.
+
+    `transient`: the disk's format cannot store it (`model.disks.Disk`).
+    """
+    actions: list[Action] = [Add(node=node, name=new.bitmap, persistent=not transient, recording=True)]
     if freeze is not None:
         actions.append(Disable(node=node, name=freeze))
     return actions
@@ -172,7 +206,7 @@ def deletion(node: str, merge: Merge) -> list[Action]:
     """Delete a checkpoint without losing what its bitmap holds (`model.checkpoints.Chain.deletion`)."""
     actions: list[Action] = []
     if merge.add is not None:
-        actions.append(Add(node=node, name=merge.add.bitmap, persistent=True, recording=merge.recording))
+        actions.append(Add(node=node, name=merge.add.bitmap, persistent=merge.persistent, recording=merge.recording))
         actions.append(MergeInto(node=node, target=merge.add.bitmap, sources=merge.sources))
     actions += [Remove(node=node, name=name) for name in merge.remove]
     return actions

@@ -25,7 +25,7 @@ from pullback import errors, extents, repo, state, units
 from pullback.engine import scratch
 from pullback.engine.pause import uninterrupted
 from pullback.extents import Extent
-from pullback.flows import increments, planning
+from pullback.flows import increments, jobs, planning
 from pullback.flows.opening import open_machine
 from pullback.flows.planning import DiskPlan
 from pullback.flows.threads import blocking
@@ -135,6 +135,7 @@ async def backup(request: Request, progress: Progress | None = None) -> Report:
     begun = time.monotonic()
     directory = await asyncio.to_thread(repo.create_or_open, request.repository.path)
     async with _machine(request, f"backup to {request.repository.path}") as machine:
+        await jobs.require_free(machine)
         with directory.writer(machine.name, command="pullback backup") as writer, writer.begin() as pending:
             work = _Backup(request, machine, directory, pending, progress or Silent(), begun)
             return await work.run()
@@ -237,10 +238,10 @@ class _Backup:
             try:
                 done.append(await blocking(work, cancel=self._cancel, beside=watch))
             except (errors.EndpointFailed, errors.EndpointTimeout) as error:
-                raise await self._explain(error, frozen) from error
+                raise await self._explain(error, frozen, request.job) from error
         return tuple(done)
 
-    async def _explain(self, error: errors.PullbackError, frozen: Frozen) -> errors.PullbackError:
+    async def _explain(self, error: errors.PullbackError, frozen: Frozen, job: str) -> errors.PullbackError:
         """A failed read of the snapshot: is the machine gone, or the snapshot broken?"""
         if frozen.fleecing is None:
             return error  # neither can be: the image itself is read
@@ -249,7 +250,15 @@ class _Backup:
         if isinstance(error, errors.EndpointFailed) and _is_refused_read(error, frozen):
             reason = "an old block could not be copied to scratch in time (full, failing or too slow)"
             return errors.SnapshotBroken(target=frozen.disk.target, reason=reason)
+        with contextlib.suppress(errors.PullbackError):
+            if not await self._exported(job):
+                error.add_note("Somebody else ended the export or the NBD server through which the disk was read.")
         return error
+
+    async def _exported(self, job: str) -> bool:
+        """Is what the disks are read through still there?"""
+        exports = (await self._machine.facts())["exports"]
+        return isinstance(exports, list) and any(job in str(export.get("id")) for export in exports)
 
     def _copy(self, frozen: Frozen, plan: DiskPlan) -> PointDisk:
         """One disk, in a thread."""

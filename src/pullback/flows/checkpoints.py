@@ -30,6 +30,7 @@ from pullback.model.documents import checkpoint as documents
 from pullback.model.documents.checkpoint import CheckpointDisk, CheckpointDocument, Tracking
 from pullback.model.documents.fields import Place
 from pullback.model.documents.machine import MachineDisk, Moment
+from pullback.model.snapshots import OpenSnapshot
 from pullback.model.tracking import ChangeMap, Doomed, NewBitmap, Union
 from pullback.model.tree import Checkpoint, Saved, Tree
 from pullback.progress import Cancel
@@ -276,10 +277,13 @@ def called(document: CheckpointDocument, name: str) -> CheckpointDocument:
     return document if document.name else replace(document, name=name)
 
 
-def forget_taken_back(directories: state.Directories, machine: str, name: str | None) -> None:
-    """The document of a checkpoint whose bitmaps were merged back."""
-    if name is not None:
-        saved.remove(directories, machine, name)
+def forget_taken_back(directories: state.Directories, machine: str, snapshot: OpenSnapshot) -> None:
+    """The document of its checkpoint, whose bitmaps were merged back; not that of a later one of the same name."""
+    gone = {disk.checkpoint.nonce for disk in snapshot.disks if disk.checkpoint is not None}
+    for kept in saved.load(directories, machine).saved if gone else ():
+        marks = (checkpoints.parse(bitmap) for bitmap in kept.marks.values())
+        if gone.intersection(mark.nonce for mark in marks if mark is not None):
+            saved.remove(directories, machine, kept.name)
 
 
 def machine_disks(disks: Iterable[Disk]) -> list[MachineDisk]:

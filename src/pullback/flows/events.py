@@ -116,20 +116,23 @@ def observing(url: urls.Machine, directories: state.Directories, name: str | Non
     return again
 
 
-async def running(look_again: Look, *, interval: float = 1.0) -> AsyncIterator[Seen]:
+async def running(look_again: Look, *, interval: float = 1.0, job: str | None = None) -> AsyncIterator[Seen]:
     """Looks at the job that is under way, as long as it is; the last one, after its end, has another job or none.
 
-    Raises `NoJob` if none is under way at the first look.
+    Raises `NoJob` if none is under way at the first look, or if `job` is given, and neither is nor was the last.
     """
-    job: str | None = None
+    begun = False
     while True:
         now = await look_again()
         if now.busy is None:
-            if now.job is None and job is None:
+            there = now.job.job if now.job else None
+            wanted = job or there
+            known = {there, now.ended.job if now.ended else None}
+            if wanted is None or not (begun or wanted in known):
                 raise errors.NoJob(machine=now.machine)
+            job, begun = wanted, True
             yield now
-            job = job or (now.job.job if now.job else None)
-            if now.job is None or now.job.job != job:
+            if there != job:
                 return
         await asyncio.sleep(interval)
 

@@ -101,7 +101,7 @@ def _bitmaps(wanted: ExportDisk, disk: Disk, snapshot: OpenSnapshot | None) -> M
     part = snapshot.disk(disk.target)
     if part is None or part.newest is None:
         return {}
-    older = [link.mark for link in checkpoints.chain(disk.bitmaps).links if link.mark.first <= part.newest.last]
+    older = [link.mark for link in checkpoints.chain(disk.bitmaps).links if link.mark.nonce in part.older]
     return {mark.name: mark.name for mark in older}
 
 

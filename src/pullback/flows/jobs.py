@@ -120,7 +120,7 @@ async def begin(
     if speed is not None and document.mode is Mode.PULL:
         raise errors.UsageError(problem=_PACE)
     how, access = how or How(), access or Access()
-    await _require_free(machine)
+    await require_free(machine)
     disks = await machine.disks()
     prepared = await _prepared(machine, directories, checkpoint, disks, _chosen(machine, document, disks))
     served: tuple[Served, ...] = ()
@@ -146,7 +146,8 @@ async def begin(
     return _job(machine, made, served)  # nothing is awaited any more: who is cancelled later has the job
 
 
-async def _require_free(machine: Machine) -> None:
+async def require_free(machine: Machine) -> None:
+    """Raise `BusyError` if a backup job is under way."""
     running = await _running(machine)
     if running is not None:
         since = running.moment.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -198,9 +199,25 @@ def _effective(
     directory = str(how.scratch or directories.scratch) if pull else None
     whole = documents.effective(document, listed, moment, directory=directory, autoport=True)
     for part in whole.taking_part:
+        _require_plain(part)
         if part.incremental is not None:
             _require_usable(machine, _disk(disks, part.name), part.incremental)
     return whole
+
+
+def _require_plain(part: BackupDisk) -> None:
+    """What we cannot do is refused: an image that is to be encrypted must not hold plain data."""
+    where = part.store
+    if where is None:
+        return
+    if where.encryption is not None:
+        way_out = "Name a block device that is encrypted itself (dm-crypt), or leave the encryption out."
+        raise errors.Unsupported(
+            what=f"encryption of {where.path or where.uri}", reason="none is made", way_out=way_out
+        )
+    if any(label.labels for label in where.seclabels):
+        way_out = "Leave the label out: what is made belongs to QEMU's user, with mode 0600."
+        raise errors.Unsupported(what=f"a label on {where.path or where.uri}", reason="none is set", way_out=way_out)
 
 
 def _require_usable(machine: Machine, disk: Disk, checkpoint: str) -> None:
@@ -433,20 +450,26 @@ async def wait(machine: Machine, directories: state.Directories, *, timeout: flo
     return await end(machine, directories)
 
 
-async def end(machine: Machine, directories: state.Directories) -> EndedJob:
+async def end(machine: Machine, directories: state.Directories, *, job: str | None = None) -> EndedJob:
     """End the job well: its checkpoint stays.
 
+    `job`: no other is meant, and it may have ended already (a push does by itself); how it did is given then.
     Raises `NoJob`; of a push `BusyError` while it still copies, and what made it fail (all is undone then).
     """
-    running = await find(machine)
+    running = await find(machine) if job is None else await _running(machine)
+    if running is None or job not in (None, running.job):
+        ended = last(machine, directories)
+        if ended is None or ended.job != job:
+            raise errors.NoJob(machine=machine.name)
+        return ended
     final = await _stats(machine, running)
     if running.kind is Kind.PUSH:
         try:
             await machine.conclude_push(running)
-        except errors.BusyError:
-            raise
+        except (errors.BusyError, errors.CleanupIncomplete, errors.OutcomeUnknown):
+            raise  # it is there as before, or goes on where it stopped
         except errors.PullbackError as error:
-            checkpoint_flow.forget_taken_back(directories, machine.name, running.checkpoint)
+            checkpoint_flow.forget_taken_back(directories, machine.name, running)
             _remember(machine, directories, running, final, error=str(error))
             raise
     else:
@@ -459,7 +482,7 @@ async def abort(machine: Machine, directories: state.Directories) -> EndedJob:
     running = await find(machine)
     final = await _stats(machine, running)
     await machine.close_snapshot(running, take_back=True)
-    checkpoint_flow.forget_taken_back(directories, machine.name, running.checkpoint)
+    checkpoint_flow.forget_taken_back(directories, machine.name, running)
     return _remember(machine, directories, running, final, error="it was aborted")
 
 

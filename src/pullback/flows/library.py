@@ -58,6 +58,23 @@ async def connect(
         yield Machine(opened, directories)
 
 
+def watch(
+    uri: str,
+    *,
+    name: str | None = None,
+    state_dir: Path | None = None,
+    interval: float = 1.0,
+    threshold: float = event_flow.THRESHOLD,
+) -> AsyncIterator[Event]:
+    """What others do on a machine: as `Machine.events`, but the machine is opened for each look only.
+
+    A look that finds it busy gives one `busy` event. Raises `BadUrl` at once, and at the first event
+    what keeps the first look from seeing the machine.
+    """
+    look = event_flow.observing(urls.machine(uri), state.directories(state_dir), name)
+    return event_flow.follow(look, interval=interval, threshold=threshold)
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A machine that is open. Made by `connect`."""
@@ -263,6 +280,7 @@ class Machine:
     def events(self, *, interval: float = 1.0, threshold: float = event_flow.THRESHOLD) -> AsyncIterator[Event]:
         """What happens on the machine, looked at every `interval` seconds, until it is gone.
 
+        The machine is ours meanwhile, so this tells what we do ourselves, and what QEMU does; `watch` tells of others.
         `threshold`: part of a disk's size; a scratch that takes more of it is told of once.
         """
         look = partial(event_flow.look, self._machine, self._directories)

@@ -195,7 +195,7 @@ def a_snapshot(at: At, begin: Work[OpenSnapshot]) -> Thing[OpenSnapshot]:
 
     async def undo(machine: Machine, places: state.Directories, made: OpenSnapshot) -> None:
         await machine.close_snapshot(made, take_back=True)
-        forget_taken_back(places, machine.name, made.checkpoint)
+        forget_taken_back(places, machine.name, made)
 
     def over(made: OpenSnapshot) -> str | None:
         return _orphaned(made.owner) if at.off else _gone(at, made.job)

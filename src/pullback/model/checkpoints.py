@@ -103,6 +103,8 @@ class Merge:
     recording: bool
     sources: tuple[str, ...]
     remove: tuple[str, ...]
+    #: `add` is stored in the image, as what is merged into it was.
+    persistent: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +176,13 @@ def _join(older: Link, link: Link) -> Merge:
     a, b = older.mark, link.mark
     joined = Mark(name=a.name, nonce=a.nonce, first=a.first, last=b.last)
     both = (a.bitmap, b.bitmap)
-    return Merge(add=joined, recording=link.bitmap.recording, sources=both, remove=both)
+    return Merge(
+        add=joined,
+        recording=link.bitmap.recording,
+        sources=both,
+        remove=both,
+        persistent=link.bitmap.persistent,
+    )
 
 
 def chain(bitmaps: Iterable[Bitmap]) -> Chain:

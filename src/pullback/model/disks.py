@@ -91,8 +91,22 @@ class Disk:
     buried: tuple[str, ...] = ()
     #: Why changes on it cannot be tracked, or None if they can.
     untrackable: str | None = None
+    #: Its format holds no bitmaps: changes are tracked in QEMU's memory, until that QEMU ends.
+    transient: bool = False
     #: Why it is left out unless named, or None if it takes part.
     left_out: str | None = None
+
+    @property
+    def unlasting(self) -> str | None:
+        """Why a checkpoint on it would not outlive this QEMU, or None if it would."""
+        return self.untrackable or (unstorable(self.format) if self.transient else None)
+
+
+def unstorable(format: str) -> str:
+    """Why a disk of that format keeps no bitmaps when its machine ends."""
+    if format == "qcow2":
+        return "its qcow2 version 2 cannot hold bitmaps (qemu-img amend -o compat=1.1)"
+    return f"its format {format} cannot hold bitmaps"
 
 
 def targets(devices: Iterable[tuple[Bus, str]]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pullback import errors
 from pullback.model import checkpoints
 from pullback.model.backups import Fleecing, SnapshotRequest, Window
 from pullback.model.checkpoints import Mark
@@ -56,6 +57,8 @@ class SnapshotDisk:
     newest: Mark | None = None
     #: A frozen copy of it as it was at the instant.
     copy: str | None = None
+    #: Nonces of the checkpoints that were there before the instant. Steps and names are used again, these are not.
+    older: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +137,7 @@ def from_dict(values: object) -> OpenSnapshot:
     """The value that `to_dict` gave. Raises `ValueError` for anything else."""
     try:
         return _parsed(values)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, errors.UsageError) as error:
         raise ValueError(f"no snapshot's record: {error}") from error
 
 
@@ -174,6 +177,7 @@ def _disk(record: Mapping[str, object]) -> SnapshotDisk:
         frozen=_optional(record["frozen"]),
         newest=_mark(record["newest"]),
         copy=_optional(record["copy"]),
+        older=tuple(_text(nonce) for nonce in _list(record["older"])),
     )
 
 
@@ -200,8 +204,9 @@ def _window(record: Mapping[str, object]) -> Window:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"{value!r} is no text")
+    value.encode()  # raises a ValueError for half a character
     return value
 
 

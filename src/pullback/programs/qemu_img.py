@@ -61,6 +61,12 @@ def create(
     process.run([*argv, path, str(size)], timeout=_TIMEOUT)
 
 
+def create_overlay(path: Path, size: int, *, backing: str, format: str) -> None:
+    """An empty qcow2 over any image, which is named as given and not opened."""
+    argv: list[str | Path] = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", backing, "-F", format]
+    process.run([*argv, path, str(size)], timeout=_TIMEOUT)
+
+
 def info(path: Path | str, *, format: str | None = None, timeout: float = _TIMEOUT) -> ImageInfo:
     """Look at one image (a path, or an NBD URI), without its backing chain and without taking its lock."""
     argv: list[str | Path] = ["qemu-img", "info", "-U", "--output=json"]

@@ -175,6 +175,15 @@ class Record:
     frozen_agent: str = ""
     #: Of a snapshot that lasts: what it is (`engine.opened`). It is kept as long as its QEMU lives.
     open: dict[str, Any] | None = None
+    #: Of what lasts: how it is to end, once that is decided, "undo" or "keep"; who finds it so goes on with that.
+    #: While it is being made that is "undo", and only the last step makes it "", which is: it stays.
+    ends: str = ""
+    #: Why it is undone, for who asks later; "" for what never began.
+    why: str = ""
+    #: Bitmaps of checkpoints that are made with it, to be merged back when it is undone.
+    checkpoints: list[str] = field(default_factory=list)
+    #: Ids of exports that are being made, to be removed when it is undone.
+    exports: list[str] = field(default_factory=list)
     #: Scratch images, to be removed.
     scratch: list[str] = field(default_factory=list)
     #: Scratch images under names that the user chose, to be removed too.
@@ -259,31 +268,44 @@ def load_job(path: Path) -> Job | None:
     return Job(path, record) if _plausible(record) else None
 
 
+#: How a job may end: as if it had not been, or with what it made.
+UNDO, KEEP = "undo", "keep"
+
+
 def _plausible(record: Record) -> bool:
     """Records are read by root and name files to be removed: take none that was tampered with."""
-    texts = [
-        record.job,
-        record.socket,
-        record.machine,
-        record.command,
-        record.started,
-        record.qemu,
-        record.runtime,
-        record.cache,
-    ]
+    named = [record.socket, record.machine, record.command, record.started, record.qemu, record.frozen_agent]
+    texts = [record.job, record.ends, record.why, record.runtime, record.cache, *named]
+    lists = [record.scratch, record.chosen, record.checkpoints, record.exports]
     return (
-        isinstance(record.scratch, list)
-        and isinstance(record.chosen, list)
-        and all(isinstance(text, str) for text in (*texts, *record.scratch, *record.chosen))
-        and all(Path(path).is_absolute() for path in record.chosen)
-        and isinstance(record.pid, int)
+        all(isinstance(given, list) for given in lists)
+        and all(_is_text(text) for text in (*texts, *(text for given in lists for text in given)))
+        and record.ends in ("", UNDO, KEEP)
+        and type(record.pid) is int
         and (record.open is None or isinstance(record.open, dict))
         and isinstance(record.paused_by_us, bool)
         and len(record.job) == 8
         and set(record.job) <= set("0123456789abcdef")
+        and all(Path(path).is_absolute() for path in record.chosen)
         and all(f"pullback-{record.job}-" in Path(path).name for path in record.scratch)
-        and (not record.runtime or Path(record.runtime).name == record.job)
+        and (not record.runtime or _is_plain(record.runtime, record.job))
     )
+
+
+def _is_text(value: object) -> bool:
+    """A name or path that the system can take."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
+
+
+def _is_plain(runtime: str, job: str) -> bool:
+    path = Path(runtime)
+    return path.is_absolute() and path.name == job and ".." not in path.parts
 
 
 def jobs_of(directories: Directories, *, socket: Path, machine: str) -> list[Job]:
@@ -292,7 +314,9 @@ def jobs_of(directories: Directories, *, socket: Path, machine: str) -> list[Job
     with suppress(FileNotFoundError):
         for path in sorted((directories.state / "jobs").glob("*.json")):
             job = load_job(path)
-            if job is not None and (job.record.socket == str(socket) or job.record.machine == machine):
+            if job is None or job.record.job != path.stem:
+                continue
+            if job.record.socket == str(socket) or job.record.machine == machine:
                 found.append(job)
     return found
 

@@ -50,7 +50,19 @@ def load(base: Path, machine: str) -> EndedJob | None:
         found = EndedJob(**values)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    return found if isinstance(found.document, dict) and isinstance(found.disks, dict) else None
+    return found if _plausible(found) else None
+
+
+def _plausible(found: EndedJob) -> bool:
+    texts = (found.job, found.mode, found.began, found.ended)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(text is None or isinstance(text, str) for text in (found.error, found.checkpoint))
+        and isinstance(found.success, bool)
+        and isinstance(found.document, dict)
+        and isinstance(found.disks, dict)
+        and all(isinstance(disk, dict) for disk in found.disks.values())
+    )
 
 
 def _path(base: Path, machine: str) -> Path:

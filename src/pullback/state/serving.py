@@ -46,7 +46,7 @@ class Register:
         """The record, if it is one, and about this QEMU process (None: any)."""
         try:
             found = _serving(json.loads(self.path.read_bytes()[:_LIMIT]))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return None
         return found if qemu in (None, found.qemu) else None
 
@@ -60,33 +60,51 @@ class Register:
         self.path.unlink(missing_ok=True)
 
 
+def _text(value: Any) -> str:
+    """A text that the system can take."""
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("no text")
+    value.encode()  # raises a ValueError for half a character
+    return value
+
+
+def _optional(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
 def _serving(values: Any) -> Serving:
     address = _address(values["address"])
     return Serving(
-        qemu=str(values["qemu"]),
+        qemu=_text(values["qemu"]),
         address=address,
-        tls_object=None if values["tls_object"] is None else str(values["tls_object"]),
+        tls_object=_optional(values["tls_object"]),
         exports=tuple(_served(item, address) for item in values["exports"]),
     )
 
 
 def _address(values: Any) -> ServerAddress:
     return ServerAddress(
-        socket=None if values["socket"] is None else str(values["socket"]),
-        host=None if values["host"] is None else str(values["host"]),
-        port=None if values["port"] is None else int(values["port"]),
+        socket=_optional(values["socket"]),
+        host=_optional(values["host"]),
+        port=_port(values["port"]),
         tls=None if values["tls"] is None else TlsKind(values["tls"]),
     )
 
 
+def _port(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 0 < value < 65536):
+        raise ValueError("no port")
+    return value
+
+
 def _served(values: Any, address: ServerAddress) -> Served:
     return Served(
-        id=str(values["id"]),
-        job=str(values["job"]),
-        name=str(values["name"]),
-        target=str(values["target"]),
-        snapshot=None if values["snapshot"] is None else str(values["snapshot"]),
+        id=_text(values["id"]),
+        job=_text(values["job"]),
+        name=_text(values["name"]),
+        target=_text(values["target"]),
+        snapshot=_optional(values["snapshot"]),
         writable=values["writable"] is True,
-        contexts=tuple((str(context), str(since)) for context, since in values["contexts"]),
+        contexts=tuple((_text(context), _text(since)) for context, since in values["contexts"]),
         address=address,
     )
