@@ -5,7 +5,8 @@ PYTHON := .venv/bin/python
 JOBS ?= 2
 # Words for pytest: make test TESTS=tests/unit, make test TESTS='-k guard'.
 TESTS ?=
-# How long `make fuzz` goes on.
+# How long each test of `make fuzz` goes on. PULLBACK_HISTORY_STEPS=5000 ends the random histories by their steps,
+# PULLBACK_HISTORY_SEED=7 says which.
 HOURS ?= 0.25
 
 SOURCES := $(wildcard src tests bench demo)
@@ -30,7 +31,7 @@ test: setup  ## Run the tests on real QEMU (minutes); TESTS='…' are words for 
 
 fuzz: setup  ## Run the long tests with random input for HOURS=0.25
 	@PULLBACK_FUZZ_SECONDS=$$(awk 'BEGIN { print int($(HOURS) * 3600) }') \
-	    $(PYTHON) -m pytest -q -m slow --timeout $$(awk 'BEGIN { print int($(HOURS) * 3600 + 600) }') $(TESTS)
+	    $(PYTHON) -m pytest -q -m slow --hypothesis-show-statistics --timeout $$(awk 'BEGIN { print int($(HOURS) * 3600 + 600) }') $(TESTS)
 
 bench: setup  ## Measure speed against nbdcopy, and print ratios
 	@$(PYTHON) bench/api.py

@@ -204,7 +204,7 @@ class Box:
         nodes = self.command("query-named-block-nodes", {"flat": True})
         path = str(next(d for d in self.disks if d.id == disk).path)
         node = next(n for n in nodes if n["drv"] == "qcow2" and n["file"] == path)
-        return [b for b in node.get("dirty-bitmaps", []) if b["name"].startswith("pullback/")]
+        return [b for b in node.get("dirty-bitmaps", []) if b.get("name", "").startswith("pullback/")]
 
 
 def run_cli(*words: object, state: Path, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:

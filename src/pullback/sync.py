@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,8 +93,8 @@ def watch(
     state_dir: Path | None = None,
     interval: float = 1.0,
     threshold: float = THRESHOLD,
-) -> Iterator[Event]:
-    """As `pullback.watch`."""
+) -> Generator[Event, None, None]:
+    """As `pullback.watch`; closing it ends the watching."""
     loop = _Loop()
     try:
         stream = library.watch(uri, name=name, state_dir=state_dir, interval=interval, threshold=threshold)

@@ -324,3 +324,33 @@ def test_a_second_pullback_is_told_who_works_there_and_since_when(make_box: Make
         code, said = victim.ended()
     assert code == 0, said
     increment(box)
+
+
+@pytest.mark.parametrize("how", ["block-commit", "qemu-img commit"])
+@pytest.mark.parametrize("between", [False, True])
+def test_a_foreign_commit_is_recorded_by_the_images_own_bitmap(make_box: MakeBox, how: str, between: bool) -> None:
+    """So the next backup is an increment on the newest point that this image knows, and exact."""
+    box = one_disk(make_box)
+    first = box.backup().point
+    overlay = box.directory / "overlay.qcow2"
+    snapshot: dict[str, object] = {"node-name": "vda-format", "snapshot-file": str(overlay)}
+    box.command("blockdev-snapshot-sync", {**snapshot, "snapshot-node-name": "overlay"})
+    box.write("vda", 0x12, 512, 64 * KiB)
+    box.zero("vda", 256 * KiB, 128 * KiB)
+    if between:
+        assert box.backup().broken == ("vda",)
+        box.write("vda", 0x13, 3 * MiB, 512)
+    if how == "block-commit":
+        box.command("block-commit", {"job-id": "commit", "device": "overlay"})
+        eventually(lambda: box.command("query-jobs")[0]["status"] == "ready", seconds=10, what="commit")
+        box.write("vda", 0x14, 2 * MiB, 512)
+        box.command("job-complete", {"id": "commit"})
+        eventually(lambda: box.command("query-jobs") == [], seconds=10, what="the end of the commit")
+    else:
+        box.quit()
+        subprocess.run(["qemu-img", "commit", "-q", "-f", "qcow2", str(overlay)], check=True, timeout=20)
+        box.start()
+    box.write("vda", 0x15, 2 * MiB + 64 * KiB, 512)
+    parent = increment(box).point.disks[0].parent
+    assert parent is not None
+    assert parent.point == first.id

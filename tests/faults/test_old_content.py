@@ -20,6 +20,7 @@ from kit import CLUSTER, Box, MakeBox
 from pullback import errors
 from pullback.engine import fleece, probe
 from pullback.engine import scratch as scratching
+from pullback.engine.build import Build
 from pullback.flows import backup as flow
 from pullback.model.backups import Fleecing, Level
 from pullback.model.exports import NbdAddress
@@ -129,10 +130,10 @@ def test_a_changed_block_never_leaks_in_many_storms(
 def test_the_probe_says_what_an_experiment_on_this_very_machine_says(make_box: MakeBox) -> None:
     box = make_box(qemu.Disk(id="vda", path=Path("a.qcow2")))
     assert box.process is not None
-    found = asyncio.run(probe.defects(box.process.pid, box.directory / "cache"))
+    found = asyncio.run(probe.defects(Build(box.process.pid, box.directory / "cache")))
     assert found.probed
     assert found.snapshot_reads_cross == _reads_cross(box)
-    assert found == asyncio.run(probe.defects(box.process.pid, box.directory / "cache")), "read from the cache"
+    assert found == asyncio.run(probe.defects(Build(box.process.pid, box.directory / "cache"))), "read from the cache"
     assert found.iothread_nbd_aborts == _leaving_aborts(make_box)
 
 
@@ -178,7 +179,7 @@ def test_this_very_attack_finds_a_build_that_mixes_up_old_and_new(
     """The check of the tests above: reading as if the build had no defect must be found out, where it has it."""
     box = two_disks(make_box, qemu.Bus.VIRTIO, None)
     assert box.process is not None
-    real = asyncio.run(probe.defects(box.process.pid, box.directory / "cache"))
+    real = asyncio.run(probe.defects(Build(box.process.pid, box.directory / "cache")))
 
     monkeypatch.setattr(fleece, "_limit", lambda context, part: 1 * MiB)
     fill(box)

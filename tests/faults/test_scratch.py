@@ -100,6 +100,41 @@ def test_scratch_that_runs_full_breaks_the_snapshot_and_not_the_guest(
     prove(box)
 
 
+class Measured(When):
+    """Measures scratch after the strike, and when the disk is through."""
+
+    def __init__(self, strike: Callable[[], None], place: Path) -> None:
+        super().__init__(strike)
+        self._place = place
+        self.occupied: list[int] = []
+
+    def start(self, subject: str, total: int) -> None:
+        """The disks are frozen."""
+        super().start(subject, total)
+        self._measure()
+
+    def finish(self, subject: str) -> None:
+        """All is read."""
+        self._measure()
+
+    def _measure(self) -> None:
+        self.occupied.append(sum(path.stat().st_blocks * 512 for path in self._place.iterdir()))
+
+
+def test_what_is_read_or_need_not_be_read_is_let_go_of_in_scratch(make_box: MakeBox) -> None:
+    box = make_box(qemu.Disk(id="sda", path=Path("a.qcow2"), bus=qemu.Bus.SCSI))
+    box.write("sda", 0x11, 0, 8 * MiB)
+    box.backup()
+    box.write("sda", 0x12, 0, MiB)
+    at = box.image()
+    measured = Measured(lambda: box.write("sda", 0x13, 0, 8 * MiB), box.scratch)
+    asyncio.run(flow.backup(box.request(fleecing=Fleecing.FILTER), measured))
+    before, after = measured.occupied
+    assert before >= 8 * MiB
+    assert after <= MiB
+    assert box.restored() == at
+
+
 def test_a_file_system_that_fills_up_meanwhile_ends_the_backup(make_box: MakeBox, mount: mounts.Mount) -> None:
     box = filled(make_box)
     place = mount.tmpfs(ROOM)

@@ -145,6 +145,21 @@ def test_an_aborted_job_leaves_the_checkpoints_as_they_were_and_loses_no_change(
         ({"mode": "pull", "server": {"name": "127.0.0.1"}}, {"name": "x"}, errors.InsecureExport, "TLS"),
         ({"mode": "pull"}, {"name": "a/b"}, errors.BadDocument, "name"),
         ({"mode": "pull", "colour": "red"}, None, errors.BadDocument, "colour"),
+        (
+            "<domainbackup><disks><disk name='vda' type='file'><target file='/nowhere/x'><encryption format='luks'>"
+            "<secret type='passphrase' usage='u'/></encryption></target></disk></disks></domainbackup>",
+            {"name": "x"},
+            errors.Unsupported,
+            "encryption",
+        ),
+        (
+            "<domainbackup mode='pull'><server transport='unix' socket='/nowhere/s'/><disks><disk name='vda'>"
+            "<scratch file='/nowhere/x'><seclabel model='selinux'><label>a:b:c:s0</label></seclabel></scratch></disk>"
+            "</disks></domainbackup>",
+            None,
+            errors.Unsupported,
+            "label",
+        ),
         ("<domainbackup mode='pull'><!DOCTYPE x></domainbackup>", None, errors.BadDocument, "DOCTYPE"),
         (
             {"mode": "push", "disks": [{"name": "vda", "type": "file", "target": {"file": "/nowhere/x"}}]},
@@ -494,3 +509,45 @@ def test_untrack_ends_what_lasts_too(box: Box) -> None:
     assert box.leftovers() == []
     with opened(box) as machine:
         assert names(machine) == []
+
+
+# -- beside backups --------------------------------------------------------------------------
+
+
+def test_a_backup_beside_a_snapshot_is_right_and_beside_a_job_is_refused(box: Box, tmp_path: Path) -> None:
+    box.backup()
+    at = box.image()
+    with opened(box) as machine:
+        machine.snapshot_create({"name": "s", "disks": [{"name": "vda"}, {"name": "vdb"}]})
+        exports = machine.export_start({"disks": [{"name": "vda", "snapshot": "s"}, {"name": "vdb", "snapshot": "s"}]})
+    box.write("vda", 0x19, 3 * MiB, MiB)
+    report = box.backup()
+    assert report.broken == ()
+    assert box.restored() == box.image()
+    for served in exports:
+        assert copied(served.uri, tmp_path / "x") == at[served.target]
+    with opened(box) as machine:
+        machine.snapshot_delete("s")
+        machine.backup_begin({"mode": "pull"})
+    with pytest.raises(errors.BusyError, match="pull job"):
+        box.backup()
+    with opened(box) as machine:
+        machine.backup_end()
+    box.write("vda", 0x1A, 4 * MiB, 64 * KiB)
+    assert box.backup().broken == ()
+    assert box.restored() == box.image()
+    assert box.leftovers() == []
+
+
+def test_a_snapshot_of_a_disk_under_the_filter_is_refused_by_name(box: Box, tmp_path: Path) -> None:
+    """A push holds its disks with the filter where it can: one filter a disk."""
+    with opened(box) as machine:
+        machine.backup_begin(push_document(tmp_path, "vda"), speed=64 * KiB)
+        held = machine.snapshot_list()
+        with pytest.raises(errors.DiskBusy, match="vda"):
+            machine.snapshot_create({"name": "s", "disks": [{"name": "vda"}]})
+        machine.snapshot_create({"name": "other", "disks": [{"name": "vdb"}]})
+        machine.backup_abort()
+        assert held == ()
+        machine.snapshot_delete("other")
+    assert box.leftovers() == []

@@ -95,3 +95,25 @@ def test_a_server_is_a_unix_socket(text: str) -> None:
 def test_the_address_of_an_export_is_quoted() -> None:
     address = NbdAddress(socket=Path("/run/a b/n&d.sock"), export="pullback/ä?")
     assert address.uri == "nbd+unix:///pullback%2F%C3%A4%3F?socket=/run/a%20b/n%26d.sock"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("localhost", ("localhost", None)),
+        ("192.0.2.1:10809", ("192.0.2.1", 10809)),
+        ("web01.example:0", ("web01.example", None)),
+        ("[2001:db8::1]:10809", ("2001:db8::1", 10809)),
+        ("[::]", ("::", None)),
+    ],
+)
+def test_an_address_is_a_host_with_or_without_a_port(text: str, meant: tuple[str, int | None]) -> None:
+    assert urls.address(text) == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":1", "::1", "a b", "x:", "x:y", "x:65536", "[x]y", "[]", "[:::1]", "x:-1", "x:١"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(errors.BadUrl, match="place to listen"):
+        urls.address(text)

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from pullback import errors, state
@@ -17,8 +18,8 @@ def main(path: Path, parent: int) -> None:
     """Watch `parent` over standard input; rescue its machine if it dies."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    with suppress(OSError):  # it may be dead already: then there is the more to do
+        os.write(1, b"ready\n")
     farewell = _watch(parent)
     if farewell == guard.KEEP:
         _become_keeper(path)

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from pullback.programs import qemu_nbd
 from pullback.progress import Cancel, Progress, Silent
 from pullback.transfer import NbdEndpoint, Piece, Zero, copy
 from pullback.transfer.copier import Work
+from pullback.transfer.file import FileEndpoint
 from pullback.transfer.frozen import FrozenEndpoint
 from pullback.version import __version__
 
@@ -183,6 +185,7 @@ class _Backup:
         listing = await asyncio.to_thread(self._directory.listing, machine.name)
         self._notes += [f"restore point {bad.id} is damaged: {bad.problem}" for bad in listing.damaged]
         plans = planning.plan(chosen, listing.points, request.level)
+        plans = tuple(map(_with_sight, plans))
         plans = tuple([await asyncio.to_thread(self._make_image, plan) for plan in plans])
         for plan in plans:
             if plan.wrecks:
@@ -360,6 +363,45 @@ class _Backup:
         )
 
 
+def _with_sight(plan: DiskPlan) -> DiskPlan:
+    """A raw disk that shrank and grew back shows only in the holes of its file: who cannot look reads it whole.
+
+    QEMU may tell of data there still: it remembers what it saw before (7.2, its block status cache). A
+    block device and an NBD disk cannot be shrunk by their QEMU.
+    """
+    disk = plan.disk
+    if plan.whole or not disk.transient or disk.format != "raw" or disk.image.startswith("nbd"):
+        return plan
+    path = Path(disk.image)
+    if path.is_block_device() or (path.is_file() and os.access(path, os.R_OK)):
+        return plan
+    return replace(plan, parent=None, since=(), reason="holes in its file cannot be looked at from here")
+
+
+def _grains(holes: list[Extent], size: int) -> Iterator[Extent]:
+    """The holes in whole grains; at the end of the disk also less.
+
+    Other small ones come from small writes, and would be looked at each time for nothing.
+    """
+    for hole in holes:
+        start = hole.start if hole.end == size else -(-hole.start // GRAIN) * GRAIN
+        end = size if hole.end == size else hole.end // GRAIN * GRAIN
+        if start < end:
+            yield extents.between(start, end)
+
+
+def _unnoticed(
+    step: increments.Step, hidden: Iterator[Extent], window: Extent, *, block: int, size: int
+) -> increments.Step:
+    """Blocks with holes that only the file shows are read and compared too."""
+    seen = extents.union(extents.union((item.read for item in step.blocks), step.zero_blocks), step.suspects)
+    # A shrink may have cut into the grain right before.
+    near = extents.merge(extents.between(max(window.start, hole.start - GRAIN), hole.end) for hole in hidden)
+    looked = extents.align_out(near, block, size)
+    more = tuple(extents.split(extents.subtract(looked, list(seen)), block))
+    return replace(step, suspects=tuple(sorted((*step.suspects, *more))))
+
+
 def _is_refused_read(error: errors.EndpointFailed, frozen: Frozen) -> bool:
     """A snapshot that broke answers everything so: EINVAL over NBD, EACCES through FUSE (tried, 7.2)."""
     source = error.endpoint.startswith(_source_name(frozen)) or error.endpoint == str(frozen.export.data)
@@ -437,15 +479,24 @@ class _Copying:
         allocation = list(self._source.extents(window))
         if self._plan.whole:
             return increments.whole(extents.data(allocation), window, block=self._block, size=size)
-        return increments.increment(
-            self._source.dirty(window),
+        dirty = list(self._source.dirty(window))
+        parent_zero = list(extents.zeroes(self._destination.extents(window)))
+        step = increments.increment(
+            dirty,
             extents.zeroes(allocation),
-            extents.zeroes(self._destination.extents(window)),
+            parent_zero,
             window,
             block=self._block,
             size=size,
             grain=min(self._plan.disk.cluster, GRAIN),
         )
+        path = Path(self._plan.disk.image)
+        if not (self._plan.disk.transient and path.is_file()):
+            return step
+        with FileEndpoint(path) as file:
+            holes = list(extents.zeroes(file.extents(window)))
+        hidden = extents.subtract(extents.subtract(_grains(holes, size), parent_zero), dirty)
+        return _unnoticed(step, hidden, window, block=self._block, size=size)
 
     def _observe(self, offset: int, buffer: bytearray, length: int) -> None:
         with memoryview(buffer) as view:
