@@ -115,6 +115,8 @@ class Historian:
         self.texts: dict[str, object] = {}
         self._bases: dict[int, dict[str, bytes]] = {}
         self._names = 0
+        #: The second of the last backup, of which its checkpoint has its name.
+        self.last_backup = 0
         self._retired: list[str] = []
         self._off: ExitStack | None = None
         self._lent: sync.Machine | None = None
@@ -367,15 +369,23 @@ class Historian:
             self._refuse_younger(machine, rolls, snapshot, target)
             try:
                 [served] = machine.export_start({"disks": [document]})
-            except errors.ExportExists as error:  # of stopped images the disk's own node carries what is told
-                if self.running or error.name not in {known.name for known in chosen}:
+            except errors.BusyError:
+                if not self._told_already(snapshot, target, {known.name for known in chosen}):
                     raise
-                self._refused("changes told twice of stopped images")
+                self._refused("changes since a checkpoint told twice")
                 return
             contexts = {f"qemu:dirty-bitmap:{c.name}": self.past.told(instant, target, c) for c in chosen}
             assert {context for context, _ in served.contexts} == set(contexts), (snapshot, target)
             self.views[name] = View(name, target, _address(served), snapshot, contexts)
             self.look(machine, rolls)
+
+    def _told_already(self, snapshot: str, target: str, names: set[str]) -> bool:
+        """QEMU exports a bitmap once; and those of all snapshots of stopped images stand on the disk's own node."""
+        for view in self.views.values():
+            told = {context.removeprefix("qemu:dirty-bitmap:") for context in view.contexts}
+            if view.target == target and told & names and (view.instant == snapshot or not self.running):
+                return True
+        return False
 
     def _refuse_younger(self, machine: sync.Machine, rolls: Random, snapshot: str, target: str) -> None:
         """A checkpoint that is younger than the snapshot tells nothing about it."""

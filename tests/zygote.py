@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,10 +113,11 @@ def _arm(order: dict[str, Any], log: Any) -> None:
             raise errors.RefusedError(command=name, reason="refused by the test")
         if now and order["how"] == "before":
             _strike(order)
-        answer = await real(self, name, *words, **options)
-        if now and order["how"] == "after":
-            _strike(order)
-        return answer
+        try:
+            return await real(self, name, *words, **options)
+        finally:
+            if now and order["how"] == "after":
+                _strike(order)
 
     monitor.Monitor.execute = execute  # type: ignore[method-assign,assignment]
 
@@ -154,8 +156,10 @@ def main() -> None:
             code = 70
             try:
                 code = _child(order)
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
-                sys.excepthook(*sys.exc_info()) if sys.exc_info()[0] else None  # type: ignore[arg-type]
                 os._exit(code)
         _, status = os.waitpid(child, 0)
         print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)

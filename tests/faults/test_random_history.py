@@ -220,7 +220,7 @@ def told() -> str:
     rows = [
         f"{count:7}  {what}" for what, count in sorted(MIX.items(), key=lambda row: (row[0].split(":")[0], -row[1]))
     ]
-    return "\n".join([f"{steps_done()} steps of random histories without a difference", *rows])
+    return "\n".join([f"{steps_done()} steps of random histories (a failing one is the last)", *rows])
 
 
 @pytest.fixture(autouse=True)

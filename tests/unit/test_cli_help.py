@@ -47,6 +47,8 @@ COMMANDS = [
     "job speed",
     "job pause",
     "job resume",
+    "overlay create",
+    "overlay commit",
 ]
 #: Slow to import, and of no use before a command runs.
 HEAVY = {

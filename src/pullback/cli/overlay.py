@@ -45,11 +45,11 @@ def create(
             metavar="FILE", help="The overlay, a new qcow2 file; without it, IMAGE.overlay-TIME.qcow2 beside the image."
         ),
     ] = None,
-    disk: Annotated[
+    more: Annotated[
         list[str] | None,
         typer.Option("--disk", "-d", metavar="TARGET[=FILE]", help="One disk more, in the same instant. Repeatable."),
     ] = None,
-    everything: Annotated[
+    all_disks: Annotated[
         bool, typer.Option("--all", help="All disks that take part in backups, in one instant.")
     ] = False,
     name: options.Name = None,
@@ -62,7 +62,7 @@ def create(
     from pullback.flows import overlays as flow
 
     output = Output(json, quiet, verbose)
-    wishes = run(_wishes(target, file, disk or [], everything=everything), output)
+    wishes = run(_wishes(target, file, more or [], everything=all_disks), output)
     made = run(
         _opened(machine, name, state_dir, "create", lambda opened, places: flow.create(opened, places, wishes)), output
     )
@@ -112,7 +112,7 @@ def commit(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Commit a disk's top overlay into the image below, which is the disk's image again; the checkpoints go on there."""
+    """Commit a disk's top overlay into the image below, which is the disk's image again. Its checkpoints go on."""
     from pullback.flows import overlays as flow
 
     output = Output(json, quiet, verbose)

@@ -173,7 +173,6 @@ The overlay has the mode and owner of the image. Start the machine on the overla
 <!-- run -->
 ```sh
 pullback overlay create qmp:/run/web01-pullback.sock vda
-pullback backup qmp:/run/web01-pullback.sock -r dir:/srv/backup
 pullback overlay commit qmp:/run/web01-pullback.sock vda
 ```
 """,

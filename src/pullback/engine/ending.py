@@ -38,7 +38,7 @@ def begun(job: state.Job, marks: Iterable[Mark | None]) -> None:
 
 def stays(job: state.Job, snapshot: OpenSnapshot) -> None:
     """It is made, and lasts from now on."""
-    job.record.open = snapshot.to_dict()
+    job.record.open = opened.recorded(snapshot)
     job.record.ends, job.record.why = "", ""
     job.record.checkpoints, job.record.exports = [], []
     job.save()

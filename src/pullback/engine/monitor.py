@@ -114,6 +114,17 @@ def process_lives(token: str) -> bool:
     return pid.isascii() and pid.isdecimal() and len(pid) < 20 and process_token(int(pid)) == token
 
 
+def listener(socket: Path) -> int | None:
+    """Pid of the process that listens on a unix socket; None if none does."""
+    with sockets.socket(sockets.AF_UNIX) as connection:
+        connection.settimeout(GREETING_SECONDS)
+        try:
+            connection.connect(str(socket))
+        except OSError:
+            return None
+        return _peer(connection)
+
+
 def event_data(message: Message) -> Mapping[str, object]:
     """The `data` of an event, {} if it has none."""
     data = message.get("data")

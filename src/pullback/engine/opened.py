@@ -6,10 +6,12 @@ same names in QEMU, the same sweep at the end. While nobody is connected, a `kee
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from pullback import errors, state
 from pullback.engine import exports, fleece, graph, pause, serving, sweep, transaction
@@ -111,8 +113,14 @@ def _disk(context: fleece.Context, part: fleece.Part) -> SnapshotDisk:
 
 def remember(job: state.Job, snapshot: OpenSnapshot) -> None:
     """From now on the next run keeps it."""
-    job.record.open = snapshot.to_dict()
+    job.record.open = recorded(snapshot)
     job.save()
+
+
+def recorded(snapshot: OpenSnapshot) -> dict[str, Any]:
+    """As it is read back from a record: lists instead of tuples, texts instead of enums."""
+    found: dict[str, Any] = json.loads(json.dumps(snapshot.to_dict()))
+    return found
 
 
 # -- what changed ----------------------------------------------------------------------------
@@ -142,9 +150,11 @@ def sources(chain: Chain, disk: SnapshotDisk, checkpoint: str) -> tuple[str, ...
 async def tell_changes(monitor: Monitor, disk: SnapshotDisk, told: dict[str, tuple[str, ...]]) -> None:
     """Make frozen bitmaps on the view: name -> the bitmaps of the disk's node that are joined in it."""
     node = graph.parse_nodes(await monitor.execute("query-named-block-nodes", {"flat": True})).get(disk.view)
-    there = {bitmap.name for bitmap in node.bitmaps} if node else set()
+    there = {bitmap.name: bitmap for bitmap in node.bitmaps} if node else {}
     actions: list[dict[str, object]] = []
     for name, joined in told.items():
+        if name in there and there[name].busy:  # QEMU exports a bitmap once
+            raise errors.BusyError(what=f"what changed on {disk.target} since {name}", holder="another export tells it")
         if name in there and disk.view == disk.node:
             raise errors.ExportExists(name=name)
         if name in there:  # of an earlier export: what changed up to the instant is the same for ever

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pullback import errors, state
 from pullback.engine import exports
-from pullback.engine.monitor import Monitor, process_lives
+from pullback.engine.monitor import Monitor, listener, process_lives
 from pullback.model.exports import Listen, Served, ServerAddress, Tls, TlsKind
 from pullback.state.serving import Register, Serving
 
@@ -59,6 +59,8 @@ async def ensure(monitor: Monitor, register: Register, wish: Listen, *, private:
     _check(wish)
     if foreign := [item for item in await exports.listed(monitor) if item["type"] == "nbd"]:
         raise errors.NbdServerBusy(detail=f"export {foreign[0]['id']}")
+    if monitor.peer is not None and listener(private) == monitor.peer:  # ours, and its record was lost
+        await monitor.execute("nbd-server-stop")
     return await _start(monitor, register, wish, private)
 
 
