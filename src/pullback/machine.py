@@ -74,6 +74,12 @@ class Machine(Protocol):
     async def close_snapshot(self, snapshot: OpenSnapshot, *, take_back: bool) -> None:
         """Let go of a snapshot and its exports; with `take_back` its new checkpoint is merged back."""
 
+    async def relieve(self) -> None:
+        """Let go of snapshots that must not stay: their scratch leaves too little free, their owner has ended.
+
+        Nobody else can while we hold the machine.
+        """
+
     async def annotate(self, snapshot: OpenSnapshot) -> None:
         """Keep a changed description of a lasting snapshot."""
 

@@ -228,13 +228,13 @@ class Machine:
         """See the asynchronous call."""
         return self._loop.run(self._machine.backup_last())
 
-    def backup_wait(self, *, timeout: float | None = None) -> EndedJob | None:
+    def backup_wait(self, *, job: str | None = None, timeout: float | None = None) -> EndedJob | None:
         """See the asynchronous call."""
-        return self._loop.run(self._machine.backup_wait(timeout=timeout))
+        return self._loop.run(self._machine.backup_wait(job=job, timeout=timeout))
 
-    def backup_end(self) -> EndedJob:
+    def backup_end(self, *, job: str | None = None) -> EndedJob:
         """See the asynchronous call."""
-        return self._loop.run(self._machine.backup_end())
+        return self._loop.run(self._machine.backup_end(job=job))
 
     def backup_abort(self) -> EndedJob:
         """See the asynchronous call."""

@@ -551,3 +551,20 @@ def test_a_snapshot_of_a_disk_under_the_filter_is_refused_by_name(box: Box, tmp_
         assert held == ()
         machine.snapshot_delete("other")
     assert box.leftovers() == []
+
+
+def test_a_program_that_holds_the_machine_still_lets_go_of_what_must_not_stay(box: Box) -> None:
+    owner = subprocess.Popen(["sleep", "60"])
+    with opened(box) as machine:
+        machine.backup_begin({"mode": "pull"}, {"name": "monday"}, how=pullback.How(owner=owner.pid))
+        owner.kill()
+        owner.wait()
+        until(lambda: machine.backup_last() is not None)
+        ended = machine.backup_last()
+        assert ended is not None
+        assert "has ended" in str(ended.error)
+        with pytest.raises(errors.NoJob):
+            machine.backup_end()
+        assert not machine.backup_end(job=ended.job).success
+        assert names(machine) == []
+    assert box.leftovers() == []

@@ -177,8 +177,8 @@ pullback overlay commit qmp:/run/web01-pullback.sock vda
 ```
 """,
     "overlay commit": """\
-The guest runs on. The file of the overlay is removed if `overlay create` made it. If it fails half way, the machine runs
-on the overlay as before (`overlay-not-committed`); after Ctrl-C too. Only of a running machine.
+The guest runs on. The file of the overlay is removed if `overlay create` made it. If it fails half way, the machine
+runs on the overlay as before (`overlay-not-committed`); after Ctrl-C too. Only of a running machine.
 """,
     "events": """\
 QEMU's own events reach only who is connected, and a QMP socket serves one client. So the machine is looked at every

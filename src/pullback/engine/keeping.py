@@ -13,39 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import ending, keeper, opened, qemu, recovery, scratch
+from pullback.engine import ending, keeper, opened, qemu, recovery
 from pullback.engine.monitor import process_lives
 from pullback.model.snapshots import Kind, OpenSnapshot
 
 _LOOK_SECONDS = 0.5
 #: So often is scratch asked for an answer, and a push for its end.
 _ASK_SECONDS = 2.0
-
-
-def trouble(snapshot: OpenSnapshot) -> str | None:
-    """Why a snapshot must be let go of now, or None."""
-    if snapshot.owner is not None and not process_lives(snapshot.owner):
-        return "the process that it belonged to has ended"
-    for directory in _directories(snapshot):
-        try:
-            scratch.room(directory, scratch.needed_bytes(disk.size for disk in snapshot.disks))
-        except errors.PullbackError as error:
-            return str(error)
-    return None
-
-
-def _directories(snapshot: OpenSnapshot) -> set[Path]:
-    """Where its scratch files lie (a block device has no room that could run out for others)."""
-    files = [Path(disk.scratch) for disk in snapshot.disks if disk.scratch]
-    return {path.parent for path in files if not path.is_block_device()}
-
-
-async def unanswering(snapshot: OpenSnapshot) -> str | None:
-    """The same of scratch that hangs."""
-    for directory in _directories(snapshot):
-        if not await scratch.answers(directory):
-            return f"scratch in {directory} does not answer"
-    return None
 
 
 async def _watch(path: Path, directories: state.Directories) -> None:
@@ -62,10 +36,10 @@ async def _watch(path: Path, directories: state.Directories) -> None:
         if not process_lives(job.record.qemu):
             await _patiently(partial(_forget, job, directories))
             return
-        reason = trouble(snapshot)
+        reason = opened.trouble(snapshot)
         if loop.time() - asked > _ASK_SECONDS or reason is not None or job.record.ends:
             asked = loop.time()
-            silent = await unanswering(snapshot)
+            silent = await opened.unanswering(snapshot)
             hung = hung or silent  # it may be broken, so it goes when scratch answers again
             if silent is None:
                 with suppress(errors.PullbackError):

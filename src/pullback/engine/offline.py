@@ -219,6 +219,9 @@ class OfflineMachine:
             ]
             await self.take_back_checkpoint(parts)
 
+    async def relieve(self) -> None:
+        """Nothing here can hurt: nobody writes, so there is no scratch."""
+
     async def annotate(self, snapshot: OpenSnapshot) -> None:
         """Keep a changed description of a snapshot."""
         await self._lending.annotate(snapshot)

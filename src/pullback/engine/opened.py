@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pullback import errors, state
-from pullback.engine import exports, fleece, graph, pause, serving, sweep, transaction
+from pullback.engine import exports, fleece, graph, pause, scratch, serving, sweep, transaction
 from pullback.engine.capabilities import Capabilities
 from pullback.engine.guard import guarding
-from pullback.engine.monitor import Monitor
+from pullback.engine.monitor import Monitor, process_lives
 from pullback.engine.names import prefix
 from pullback.model import checkpoints, pushing
 from pullback.model.backups import Fleecing, Window
@@ -121,6 +122,35 @@ def recorded(snapshot: OpenSnapshot) -> dict[str, Any]:
     """As it is read back from a record: lists instead of tuples, texts instead of enums."""
     found: dict[str, Any] = json.loads(json.dumps(snapshot.to_dict()))
     return found
+
+
+# -- what must not stay ---------------------------------------------------------------------
+
+
+def trouble(snapshot: OpenSnapshot) -> str | None:
+    """Why a snapshot must be let go of now, or None."""
+    if snapshot.owner is not None and not process_lives(snapshot.owner):
+        return "the process that it belonged to has ended"
+    for directory in _directories(snapshot):
+        try:
+            scratch.room(directory, scratch.needed_bytes(disk.size for disk in snapshot.disks))
+        except errors.PullbackError as error:
+            return str(error)
+    return None
+
+
+def _directories(snapshot: OpenSnapshot) -> set[Path]:
+    """Where its scratch files lie (a block device has no room that could run out for others)."""
+    files = [Path(disk.scratch) for disk in snapshot.disks if disk.scratch]
+    return {path.parent for path in files if not path.is_block_device()}
+
+
+async def unanswering(snapshot: OpenSnapshot) -> str | None:
+    """The same of scratch that hangs."""
+    for directory in _directories(snapshot):
+        if not await scratch.answers(directory):
+            return f"scratch in {directory} does not answer"
+    return None
 
 
 # -- what changed ----------------------------------------------------------------------------

@@ -295,6 +295,12 @@ class QemuMachine:
         """Let go of a snapshot that cannot stay. A job's checkpoint is taken back, one made alone is kept."""
         await self._close(snapshot, undo=snapshot.kind is not Kind.SNAPSHOT, why=reason)
 
+    async def relieve(self) -> None:
+        """Let go of snapshots that must not stay."""
+        for snapshot in await self.snapshots():
+            if (reason := opened.trouble(snapshot)) is not None and await opened.unanswering(snapshot) is None:
+                await self.fail_snapshot(snapshot, reason)
+
     async def begin_push(self, wanted: Wanted, request: PushRequest) -> OpenSnapshot:
         """Freeze disks and let QEMU copy them, until `conclude_push` or `close_snapshot`."""
         scratch.check(request.scratch, [part.disk for part in request.parts])

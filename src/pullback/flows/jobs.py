@@ -10,7 +10,6 @@ command, or program, finds it again.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,6 @@ from pullback.model.snapshots import ExportWish, Kind, OpenSnapshot, SnapshotDis
 from pullback.state import history
 from pullback.state.history import EndedJob
 
-_POLL_SECONDS = 0.2
 _PACE = "In a pull the client decides how fast it reads"
 
 
@@ -436,18 +434,14 @@ def last(machine: Machine, directories: state.Directories) -> EndedJob | None:
     return history.load(directories.state, machine.name)
 
 
-async def wait(machine: Machine, directories: state.Directories, *, timeout: float | None = None) -> EndedJob | None:
-    """Wait until a push has nothing left to do, and end it; None if `timeout` seconds are over before.
-
-    Raises what `end` does, and `UsageError` for a pull, which never ends by itself.
-    """
-    await _a_push(machine)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while not (await stats(machine)).finished:
-        if deadline is not None and time.monotonic() >= deadline:
-            return None
-        await asyncio.sleep(_POLL_SECONDS)
-    return await end(machine, directories)
+async def is_over(machine: Machine, *, job: str | None = None) -> bool:
+    """Has a push nothing left to do, or has that `job` ended? Raises `NoJob`, and `UsageError` for a pull."""
+    running = await _running(machine)
+    if running is None or job not in (None, running.job):
+        if job is None:
+            raise errors.NoJob(machine=machine.name)
+        return True
+    return (await _stats(machine, await _a_push(machine))).finished
 
 
 async def end(machine: Machine, directories: state.Directories, *, job: str | None = None) -> EndedJob:
