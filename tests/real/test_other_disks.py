@@ -239,3 +239,24 @@ def test_a_stopped_encrypted_image_is_refused_by_name(tmp_path: Path) -> None:
     make_luks(path, "luks")
     with pytest.raises(errors.ImageUnusable, match="luks"):
         images.inspect([urls.Image(target="vda", path=path, format=None)])
+
+
+@pytest.mark.parametrize("raw", ["on", "off"])
+def test_a_disk_with_a_data_file_shrunk_and_grown_back_is_exact(make_box: MakeBox, raw: str) -> None:
+    """No bitmap knows the new zeroes, and a raw data file is written through without a map of its own."""
+    box = empty(make_box)
+    path, data = box.directory / "a.img", box.directory / "a.data"
+    qemu_img.create(path, SIZE, options=f"data_file={data},data_file_raw={raw}")
+    node: dict[str, object] = {
+        "driver": "qcow2",
+        "discard": "unmap",
+        "file": {"driver": "file", "filename": str(path)},
+        "data-file": {"driver": "file", "filename": str(data), "discard": "unmap"},
+    }
+    extra_disk(box, node)
+    box.write("vda", 0x11, 0, SIZE)
+    exact(box, Mode.FULL)
+    for size in (MiB + CLUSTER, SIZE):
+        box.command("block_resize", {"node-name": "vda-format", "size": size})
+    box.model["vda"][MiB + CLUSTER :] = bytes(SIZE - MiB - CLUSTER)
+    exact(box, Mode.INCREMENTAL)

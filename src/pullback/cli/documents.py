@@ -174,6 +174,7 @@ _INFO_DISK = (
     Field("buried", Kind.TEXTS, "our bitmaps in backing images, where they are of no use"),
     Field("untrackable", T, "why its changes cannot be tracked", optional=True),
     Field("transient", F, "its changes are tracked only while this QEMU runs"),
+    Field("hole_file", T, "the file whose holes are the disk's, where QEMU does not tell all of them", optional=True),
     Field("left_out", T, "why it is left out unless named", optional=True),
     Field(
         "checkpoints",

@@ -58,6 +58,8 @@ class Node:
     bitmaps: tuple[Bitmap, ...] = ()
     #: qcow2 compatibility level, "" otherwise.
     compat: str = ""
+    #: The raw external data file of a qcow2 (`data_file_raw`), "" otherwise.
+    raw_data: str = ""
     #: Cache mode "unsafe": what a temporary `-snapshot` overlay has.
     unsafe: bool = False
 
@@ -138,15 +140,21 @@ def _node(record: Mapping[str, object]) -> Node:
         read_only=replies.flag(record, "ro"),
         cluster=replies.integer(image, "cluster-size", "image") if "cluster-size" in image else 65536,
         bitmaps=_bitmaps(record.get("dirty-bitmaps")),
-        compat=_compat(image),
+        compat=replies.optional_text(_specific(image), "compat"),
+        raw_data=_raw_data(image),
         unsafe=replies.flag(cache, "no-flush"),
     )
 
 
-def _compat(image: Mapping[str, object]) -> str:
+def _specific(image: Mapping[str, object]) -> Mapping[str, object]:
     specific = image.get("format-specific")
     data = specific.get("data") if isinstance(specific, Mapping) else None
-    return replies.optional_text(data, "compat") if isinstance(data, Mapping) else ""
+    return data if isinstance(data, Mapping) else {}
+
+
+def _raw_data(image: Mapping[str, object]) -> str:
+    details = _specific(image)
+    return replies.optional_text(details, "data-file") if replies.flag(details, "data-file-raw") else ""
 
 
 def _bitmaps(reply: object) -> tuple[Bitmap, ...]:
@@ -250,7 +258,18 @@ def with_medium(disk: Disk, root: str, node: Node, *, read_only: bool, graph: Gr
         buried=tuple(name for name in behind if checkpoints.parse(name)),
     )
     why = _untrackable(disk, node, graph)
-    return replace(disk, untrackable=why, transient=why is None and not holds_bitmaps(node), left_out=_left_out(disk))
+    transient = why is None and not holds_bitmaps(node)
+    shown = _shows_holes(node, graph)
+    return replace(disk, untrackable=why, transient=transient, left_out=_left_out(disk), hole_file=shown)
+
+
+def _shows_holes(node: Node, graph: Graph) -> str | None:
+    """The file whose holes are the disk's, where QEMU tells of data everywhere, or may (7.2)."""
+    if node.raw_data:
+        below = graph.nodes.get(graph.child(node.name, "data-file") or "")
+        named = below.file if below is not None else node.raw_data
+        return os.path.join(os.path.dirname(node.file), named)
+    return node.file if node.driver == "raw" else None
 
 
 def _untrackable(disk: Disk, node: Node, graph: Graph) -> str | None:

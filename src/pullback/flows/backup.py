@@ -366,13 +366,14 @@ class _Backup:
 def _with_sight(plan: DiskPlan) -> DiskPlan:
     """A raw disk that shrank and grew back shows only in the holes of its file: who cannot look reads it whole.
 
-    QEMU may tell of data there still: it remembers what it saw before (7.2, its block status cache). A
-    block device and an NBD disk cannot be shrunk by their QEMU.
+    QEMU may tell of data there still: it remembers what it saw before (7.2, its block status cache), and of
+    a raw data file of a qcow2 it tells no holes at all. A block device and an NBD disk cannot be shrunk by
+    their QEMU.
     """
     disk = plan.disk
-    if plan.whole or not disk.transient or disk.format != "raw" or disk.image.startswith("nbd"):
+    if plan.whole or disk.hole_file is None or disk.hole_file.startswith("nbd"):
         return plan
-    path = Path(disk.image)
+    path = Path(disk.hole_file)
     if path.is_block_device() or (path.is_file() and os.access(path, os.R_OK)):
         return plan
     return replace(plan, parent=None, since=(), reason="holes in its file cannot be looked at from here")
@@ -490,8 +491,8 @@ class _Copying:
             size=size,
             grain=min(self._plan.disk.cluster, GRAIN),
         )
-        path = Path(self._plan.disk.image)
-        if not (self._plan.disk.transient and path.is_file()):
+        path = Path(self._plan.disk.hole_file or "")
+        if not path.is_file():
             return step
         with FileEndpoint(path) as file:
             holes = list(extents.zeroes(file.extents(window)))

@@ -93,6 +93,8 @@ class Disk:
     untrackable: str | None = None
     #: Its format holds no bitmaps: changes are tracked in QEMU's memory, until that QEMU ends.
     transient: bool = False
+    #: The file whose holes are the disk's, where QEMU does not tell all of them; None: it does.
+    hole_file: str | None = None
     #: Why it is left out unless named, or None if it takes part.
     left_out: str | None = None
 
