@@ -162,7 +162,7 @@ def test_what_hangs_is_left_alone_until_it_answers_and_goes_then(box: Box, mount
     assert ended is not None
     print(f"{ended.error}; the guest waited at most {writer.longest:.1f} s")
     assert "does not answer" in str(ended.error)
-    assert writer.longest < GUEST_SECONDS
+    assert mode == "pull" or 3.5 < writer.longest < GUEST_SECONDS
     as_before(box, writer.changed)
     assert not (box.directory / "out").exists()
 

@@ -35,7 +35,7 @@ from pullback.progress import Cancel
 from pullback.transfer import status as block_status
 from pullback.units import GiB, MiB
 
-#: Seconds for one request; QEMU's own copy timeout for a guest's write is 5 s, a loaded disk needs more.
+#: Seconds for one request; QEMU's own copy timeout for a guest's write is 4 s, a loaded disk needs more.
 TIMEOUT_SECONDS = 60.0
 #: Seconds for a flush: the server may have gigabytes in its page cache to write.
 FLUSH_SECONDS = 900.0
