@@ -1,8 +1,8 @@
 # Everything a person, or the project's CI, runs. `make help` explains each target.
 
 PYTHON := .venv/bin/python
-# Tests run at once. More than processors makes the timed ones wait for each other.
-JOBS ?= 2
+# Tests run at once. Many wait more than they work; with too many the timed ones wait for each other.
+JOBS ?= 3
 # Words for pytest: make test TESTS=tests/unit, make test TESTS='-k guard'.
 TESTS ?=
 # How long each test of `make fuzz` goes on. PULLBACK_HISTORY_STEPS=5000 ends the random histories by their steps,
@@ -26,7 +26,7 @@ check: setup  ## Look for mistakes without running anything: style, format, type
 	@$(PYTHON) -m ruff format --check $(SOURCES)
 	@$(PYTHON) -m mypy $(SOURCES)
 
-test: setup  ## Run the tests on real QEMU (minutes); TESTS='…' are words for pytest, JOBS=2 run at once
+test: setup  ## Run the tests on real QEMU (minutes); TESTS='…' are words for pytest, JOBS=3 run at once
 	@$(PYTHON) -m pytest -q -n $(JOBS) -m 'not slow' $(TESTS)
 
 fuzz: setup  ## Run the long tests with random input for HOURS=0.25

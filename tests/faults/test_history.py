@@ -263,7 +263,7 @@ def test_a_block_that_became_zero_half_noticed_and_half_not_is_zero_in_the_point
     assert box.verify(all=True).damaged == ()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [pytest.param(1), pytest.param(2, marks=pytest.mark.slow)])
 def test_every_point_of_a_random_history_is_exact(make_box: MakeBox, seed: int) -> None:
     live(make_box, seed, 24, time.monotonic() + 100)
 

@@ -99,10 +99,12 @@ def test_odd_sizes_work(make_box: MakeBox, size: int) -> None:
     assert box.restored() == box.image()
 
 
-def test_a_raw_disk_is_read_whole_each_time_and_that_is_no_warning(make_box: MakeBox) -> None:
+def test_a_raw_disk_is_read_whole_after_each_start_and_that_is_no_warning(make_box: MakeBox) -> None:
     box = make_box(qemu.Disk(id="vda", path=Path("a.raw"), format="raw"))
     box.write("vda", 0x11, 0, 1 * MiB)
     box.backup()
+    box.quit()
+    box.start()
     box.write("vda", 0x12, 0, 1 * MiB)
     report = box.backup()
     assert modes(report) == {"vda": Mode.FULL}

@@ -191,6 +191,7 @@ _CAPABILITIES = (
     Field("exports", F, "block exports"),
     Field("fuse", F, "FUSE exports"),
     Field("graph", F, "the block graph can be asked for"),
+    Field("push", F, "what a push job needs: chunks with a limit, reopening, yank"),
     Field(
         "defects",
         Kind.OBJECT,
