@@ -388,8 +388,9 @@ class QemuMachine:
     async def serve(self, wishes: Sequence[ExportWish], listen: Listen) -> tuple[Served, ...]:
         """Export snapshots and disks: all of them, or none."""
         self._require_exports("an export")
+        there = await self.disks()
         for wish in wishes:
-            disk = disks.named(await self.disks(), wish.target, self.name)
+            disk = disks.named(there, wish.target, self.name)
             opened.require_exportable(self.can, wish.target, iothread=disk.iothread is not None)
         register = Register(self._directories.state, self.name)
         job = self._begin(secrets.token_hex(4))

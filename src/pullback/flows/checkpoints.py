@@ -218,14 +218,19 @@ class Prepared:
 
 
 async def prepare(
-    machine: Machine, directories: state.Directories, document: CheckpointDocument | None = None
+    machine: Machine,
+    directories: state.Directories,
+    document: CheckpointDocument | None = None,
+    *,
+    disks: Sequence[Disk] | None = None,
 ) -> Prepared:
     """Decide all about a new checkpoint, refuse what cannot be, and write its document.
 
+    `disks`: those of the machine, of one who has just asked for them.
     Raises `BadDocument`, `CheckpointExists`, `Unsupported` (a disk cannot be tracked), `UsageError`.
     """
     wish = document or CheckpointDocument()
-    disks = await machine.disks()
+    disks = await machine.disks() if disks is None else disks
     found = _tree(machine, directories, disks)
     if wish.name is not None:
         _require_new(wish.name, found, machine)

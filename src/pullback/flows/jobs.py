@@ -174,7 +174,8 @@ async def _prepared(
 ) -> checkpoint_flow.Prepared | None:
     if checkpoint is None:
         return None
-    return await checkpoint_flow.prepare(machine, directories, snapshots.within(checkpoint, disks, chosen))
+    wish = snapshots.within(checkpoint, disks, chosen)
+    return await checkpoint_flow.prepare(machine, directories, wish, disks=disks)
 
 
 def _effective(
