@@ -27,6 +27,8 @@ from pullback.state import history
 from pullback.units import KiB, MiB
 
 pytestmark = pytest.mark.timeout(120)
+#: Another can stand beside it: of snapshots with the filter a disk has one.
+STACKED = pullback.How(fleecing=Fleecing.CLASSIC)
 
 
 @pytest.fixture
@@ -211,7 +213,7 @@ def image(path: Path, directory: Path) -> bytes:
 def test_a_push_holds_what_a_pull_of_the_same_instant_shows(box: Box, tmp_path: Path) -> None:
     at = box.image()
     with opened(box) as machine:
-        snapshot = machine.snapshot_create({"name": "same", "disks": [{"name": "vda"}, {"name": "vdb"}]})
+        snapshot = machine.snapshot_create({"name": "same", "disks": [{"name": "vda"}, {"name": "vdb"}]}, how=STACKED)
         exports = machine.export_start({"disks": [{"name": t, "snapshot": snapshot.name} for t in ("vda", "vdb")]})
         machine.backup_begin(push_document(tmp_path, "vda", "vdb"), {"name": "tuesday"})
     box.write("vda", 0x15, 0, 4 * MiB)
@@ -503,7 +505,7 @@ def test_recover_of_a_machine_that_is_gone_removes_its_files(box: Box) -> None:
 
 def test_untrack_ends_what_lasts_too(box: Box) -> None:
     with opened(box) as machine:
-        machine.backup_begin({"mode": "pull"}, {"name": "tuesday"})
+        machine.backup_begin({"mode": "pull"}, {"name": "tuesday"}, how=STACKED)
         machine.snapshot_create({"name": "s", "disks": [{"name": "vda"}]}, {"name": "wednesday"})
     assert box.cli("untrack", f"qmp:{box.qmp}").returncode == 0
     assert box.leftovers() == []
@@ -518,7 +520,7 @@ def test_a_backup_beside_a_snapshot_is_right_and_beside_a_job_is_refused(box: Bo
     box.backup()
     at = box.image()
     with opened(box) as machine:
-        machine.snapshot_create({"name": "s", "disks": [{"name": "vda"}, {"name": "vdb"}]})
+        machine.snapshot_create({"name": "s", "disks": [{"name": "vda"}, {"name": "vdb"}]}, how=STACKED)
         exports = machine.export_start({"disks": [{"name": "vda", "snapshot": "s"}, {"name": "vdb", "snapshot": "s"}]})
     box.write("vda", 0x19, 3 * MiB, MiB)
     report = box.backup()
