@@ -7,9 +7,11 @@ with pullback.sync.connect("qmp:/run/web01.sock") as machine:
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,13 +41,20 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it there, and wait. Ctrl-C while we wait cancels it, which cleans up, and goes on then."""
-        running = asyncio.run_coroutine_threadsafe(_as_task(work), self._loop)
+        """Run it there, and wait. Ctrl-C meanwhile cancels it; it is waited for until it has cleaned up."""
+        told: concurrent.futures.Future[T] = concurrent.futures.Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(work))
+            tasks[0].add_done_callback(partial(_tell, told))
+
+        self._loop.call_soon_threadsafe(begin)
         try:
-            return running.result()
+            return told.result()
         except KeyboardInterrupt:
-            running.cancel()
-            _settled(running)
+            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            _settled(told)
             raise
 
     def close(self) -> None:
@@ -55,15 +64,21 @@ class _Loop:
         self._loop.close()
 
 
-async def _as_task(work: Coroutine[Any, Any, T]) -> T:
-    return await work
+def _tell(told: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    """What became of a task, for the thread that waits."""
+    if task.cancelled():
+        told.set_exception(asyncio.CancelledError())
+    elif (error := task.exception()) is not None:
+        told.set_exception(error)
+    else:
+        told.set_result(task.result())
 
 
-def _settled(running: Any) -> None:
-    try:
-        running.result()
-    except BaseException:  # noqa: BLE001 - the caller's interruption is what counts
-        return
+def _settled(told: concurrent.futures.Future[Any]) -> None:
+    """Wait for its end; a second Ctrl-C does not cut the cleaning short, which has deadlines of its own."""
+    while not told.done():
+        with suppress(KeyboardInterrupt):
+            concurrent.futures.wait([told])
 
 
 @contextmanager

@@ -570,3 +570,40 @@ def test_a_program_that_holds_the_machine_still_lets_go_of_what_must_not_stay(bo
         assert not machine.backup_end(job=ended.job).success
         assert names(machine) == []
     assert box.leftovers() == []
+
+
+def test_of_many_exports_of_a_machine_that_is_off_only_the_named_one_is_stopped(box: Box) -> None:
+    """Ids are told apart whole: the first is how the eleventh begins."""
+    box.quit()
+    with off(box) as machine:
+        machine.snapshot_create({"name": "s", "disks": [{"name": "vda"}]})
+        wishes = [{"name": "vda", "snapshot": "s", "exportname": f"e{number}"} for number in range(12)]
+        machine.export_start({"disks": wishes})
+        machine.export_stop(["e1"])
+        assert [served.name for served in machine.export_list()] == [f"e{n}" for n in range(12) if n != 1]
+
+
+def test_ctrl_c_without_asyncio_waits_until_the_call_has_cleaned_up() -> None:
+    code = """
+import asyncio, os, signal, threading
+from pullback import sync
+
+cleaned = []
+
+async def work():
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0.5)
+        cleaned.append(True)
+
+loop = sync._Loop()
+threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()  # a second one does not cut it short
+try:
+    loop.run(work())
+except KeyboardInterrupt:
+    print("interrupted", cleaned)
+loop.close()
+"""
+    assert run(sys.executable, "-c", code) == "interrupted [True]\n"

@@ -172,7 +172,7 @@ def test_a_servers_record_that_names_a_file_costs_nobody_that_file(tmp_path: Pat
 @quick
 @given(data=st.data())
 def test_the_last_jobs_record_with_junk_in_it_is_taken_or_not(tmp_path: Path, data: st.DataObject) -> None:
-    history.save(tmp_path, "web01", opened.ended(SNAPSHOT, error="no room", progress=()))
+    history.save(tmp_path, "web01", opened.ended(SNAPSHOT, error="no room"))
     path = state.machine_directory(tmp_path, "web01") / "last-job.json"
     values = json.loads(path.read_bytes())
     path.write_text(json.dumps(changed(values, data.draw(st.sampled_from(places(values))), data.draw(JUNK))))

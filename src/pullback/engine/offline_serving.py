@@ -169,7 +169,7 @@ class Lending:
     async def unserve(self, exported: Sequence[Served]) -> None:
         """Stop exports, also under clients; what was written is stored then."""
         for served in exported:
-            await exports.remove(self.storage.qmp, served.id)
+            await exports.remove_one(self.storage.qmp, served.id)
         await serving.stop_unused(self.storage.qmp, self._register)
         for served in exported:
             await self._forget_bitmaps(served)
@@ -194,11 +194,13 @@ class Lending:
 
     async def close(self) -> None:
         """End all, so that what was written is stored before the images are closed."""
-        for id, pushing in self.pushes.items():
-            await pushing.undo()
-            made = [disk.checkpoint.bitmap for disk in self.snapshots[id].disks if disk.checkpoint]
-            await ending.forget_documents(self.storage.qmp, self.job, made)
-        await self.unserve(await self.served())
+        try:
+            for id, pushing in self.pushes.items():
+                await pushing.undo()
+                made = [disk.checkpoint.bitmap for disk in self.snapshots[id].disks if disk.checkpoint]
+                await ending.forget_documents(self.storage.qmp, self.job, made)
+        finally:  # a push that cannot be undone is no reason to lose what others wrote
+            await self.unserve(await self.served())
 
 
 def _node(part: DiskRequest) -> str:

@@ -7,7 +7,7 @@ same names in QEMU, the same sweep at the end. While nobody is connected, a `kee
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +25,6 @@ from pullback.model.backups import Fleecing, Window
 from pullback.model.checkpoints import Chain
 from pullback.model.documents import backup as backup_documents
 from pullback.model.exports import Served, ServerAddress
-from pullback.model.pushing import PushProgress
 from pullback.model.snapshots import ExportWish, Kind, OpenSnapshot, SnapshotDisk, Wanted, from_dict
 from pullback.state.history import EndedJob
 from pullback.state.serving import Register
@@ -267,8 +266,10 @@ async def free_id(monitor: Monitor, job: str) -> str:
 # -- the end ---------------------------------------------------------------------------------
 
 
-def ended(snapshot: OpenSnapshot, *, error: str | None, progress: Sequence[PushProgress] = ()) -> EndedJob:
-    """The record of a job that came to its end."""
+def ended(
+    snapshot: OpenSnapshot, *, error: str | None, disks: Mapping[str, Mapping[str, object]] | None = None
+) -> EndedJob:
+    """The record of a job that came to its end. `disks`: what was copied of what, by target."""
     return EndedJob(
         job=snapshot.job,
         mode=snapshot.kind,
@@ -278,7 +279,7 @@ def ended(snapshot: OpenSnapshot, *, error: str | None, progress: Sequence[PushP
         ended=datetime.now(UTC).isoformat(),
         checkpoint=snapshot.checkpoint if error is None else None,
         document=snapshot.document or {},
-        disks={one.target: {"done": one.done, "total": one.total} for one in progress},
+        disks=disks or {},
     )
 
 

@@ -383,7 +383,8 @@ class QemuMachine:
             raise
         except errors.PullbackError as error:
             failure = str(error)
-        history.save(self._directories.state, self.name, opened.ended(snapshot, error=failure, progress=found))
+        disks_done = {one.target: {"done": one.done, "total": one.total} for one in found}
+        history.save(self._directories.state, self.name, opened.ended(snapshot, error=failure, disks=disks_done))
 
     async def serve(self, wishes: Sequence[ExportWish], listen: Listen) -> tuple[Served, ...]:
         """Export snapshots and disks: all of them, or none."""

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pullback import errors, state
+from pullback.engine import opened
 from pullback.engine.undoing import despite
 from pullback.flows import checkpoints as checkpoint_flow
 from pullback.flows import exports, planning, snapshots
@@ -484,17 +485,8 @@ async def abort(machine: Machine, directories: state.Directories) -> EndedJob:
 def _remember(
     machine: Machine, directories: state.Directories, running: OpenSnapshot, final: Stats, *, error: str | None
 ) -> EndedJob:
-    ended = EndedJob(
-        job=running.job,
-        mode=running.kind,
-        success=error is None,
-        error=error,
-        began=running.moment.isoformat(),
-        ended=datetime.now(UTC).isoformat(),
-        checkpoint=running.checkpoint if error is None else None,
-        document=running.document or {},
-        disks={disk.target: {"done": disk.done, "total": disk.total} for disk in final.disks},
-    )
+    disks = {disk.target: {"done": disk.done, "total": disk.total} for disk in final.disks}
+    ended = opened.ended(running, error=error, disks=disks)
     history.save(directories.state, machine.name, ended)
     return ended
 
