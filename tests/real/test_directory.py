@@ -26,7 +26,8 @@ from pullback.model import points
 from pullback.model.backups import Level
 from pullback.model.points import Mode, Point, PointDisk, PointRef
 from pullback.programs import process, qemu_img
-from pullback.repo import chain, files, layout
+from pullback.repo import files
+from pullback.repo.directory import chain, layout
 from pullback.units import KiB, MiB
 
 SIZE = 4 * MiB
@@ -71,13 +72,11 @@ def disk_of(target: str, sealed: repo.Sealed) -> PointDisk:
         reason=None,
         parent=sealed.parent,
         mark=None,
-        image=sealed.image,
-        hashes=sealed.hashes,
         block_size=sealed.block_size,
         digest=sealed.digest,
-        structure=sealed.structure,
         stored=sealed.stored,
         read=0,
+        files=sealed.files,
     )
 
 
@@ -529,7 +528,7 @@ def test_a_point_that_says_other_than_what_was_sealed_is_not_committed(backups: 
         with pytest.raises(ValueError, match="made and sealed"):
             pending.commit(point_of(pending, START, disk))
         pending.seal("vdb", hashes_of(b"x" + bytes(SIZE - 1)))
-        liar = replace(disk, target="vdb", image="vdb.qcow2", hashes="vdb.sha256")
+        liar = replace(disk, target="vdb")
         with pytest.raises(ValueError, match="other things of vdb"):
             pending.commit(point_of(pending, START, disk, liar))
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from pullback import errors
 from pullback.extents import Extent, between
-from pullback.repo import qcow2
+from pullback.repo import files
 from pullback.repo.digest import ENTRY, HashList, block_size_for, zero_hash
+from pullback.repo.directory import qcow2
 from pullback.units import MiB, TiB
 
 BLOCK = 4096
@@ -73,14 +74,13 @@ def test_forgotten_and_missing_ranges_are_whole_blocks(data: st.DataObject, size
     assert missing.end == min(-(-extent.end // BLOCK) * BLOCK, size)
 
 
-def test_a_list_with_a_forgotten_block_has_no_digest_and_is_not_saved(tmp_path: Path) -> None:
+def test_a_list_with_a_forgotten_block_has_no_digest_and_no_bytes() -> None:
     hashes = hashed(bytes(3 * BLOCK))
     hashes.forget(Extent(BLOCK, 1))
     with pytest.raises(ValueError, match="not been hashed"):
         hashes.digest()
     with pytest.raises(ValueError, match="not been hashed"):
-        hashes.save(tmp_path / "list")
-    assert not (tmp_path / "list").exists()
+        hashes.encode()
 
 
 def test_an_increment_hashes_only_what_it_touches() -> None:
@@ -108,30 +108,27 @@ def test_a_list_of_another_shape_is_not_copied_or_compared() -> None:
         list(parent.differing(hashed(bytes(3 * BLOCK))))
 
 
-def test_a_saved_list_is_the_hashes_one_after_the_other(tmp_path: Path) -> None:
+def test_a_list_s_bytes_are_the_hashes_one_after_the_other() -> None:
     hashes = hashed(os.urandom(2 * BLOCK + 1))
-    hashes.save(tmp_path / "list")
-    assert hashlib.sha256((tmp_path / "list").read_bytes()).hexdigest() == hashes.digest()
-    assert HashList.load(tmp_path / "list", size=2 * BLOCK + 1, block_size=BLOCK).digest() == hashes.digest()
+    assert hashlib.sha256(hashes.encode()).hexdigest() == hashes.digest()
+    assert HashList.decode(hashes.encode(), size=2 * BLOCK + 1, block_size=BLOCK).digest() == hashes.digest()
 
 
 @pytest.mark.parametrize("change", [-1, 1, -ENTRY, ENTRY, 10 * MiB])
-def test_a_list_of_the_wrong_length_is_refused(tmp_path: Path, change: int) -> None:
-    path = tmp_path / "list"
-    hashed(bytes(3 * BLOCK)).save(path)
-    os.truncate(path, 3 * ENTRY + change)
+def test_a_list_of_the_wrong_length_is_refused(change: int) -> None:
+    data = hashed(bytes(3 * BLOCK)).encode()
     with pytest.raises(ValueError, match="bytes instead of 96"):
-        HashList.load(path, size=3 * BLOCK, block_size=BLOCK)
+        HashList.decode((data + bytes(max(change, 0)))[: 3 * ENTRY + change], size=3 * BLOCK, block_size=BLOCK)
 
 
 @pytest.mark.timeout(10)
-def test_a_list_is_read_from_a_regular_file_only(tmp_path: Path) -> None:
-    hashed(bytes(BLOCK)).save(tmp_path / "list")
+def test_a_repository_s_file_is_read_only_if_it_is_a_regular_one(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"x")
     (tmp_path / "link").symlink_to("list")
     os.mkfifo(tmp_path / "fifo")
     for name in ("link", "fifo", "absent"):
         with pytest.raises(OSError, match=name):
-            HashList.load(tmp_path / name, size=BLOCK, block_size=BLOCK)
+            files.read(tmp_path / name, limit=10)
 
 
 def test_a_block_is_hashed_whole_or_not_at_all() -> None:

@@ -13,7 +13,7 @@ from pullback.model import points
 from pullback.model.backups import Level
 from pullback.model.checkpoints import Mark
 from pullback.model.disks import Bitmap, Bus, Disk
-from pullback.model.points import Mode, Point, PointDisk, PointRef
+from pullback.model.points import ImageFiles, Mode, Point, PointDisk, PointRef
 
 START = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
 OWNER = "755e342bd54fe80e"
@@ -45,8 +45,8 @@ def point(
     stored = PointDisk(
         target=target, qdev=None, serial=None, source=None, source_format=None, size=size,
         mode=Mode.INCREMENTAL if parent else Mode.FULL, reason=None, parent=parent, mark=made,
-        image=f"{target}.qcow2", hashes=f"{target}.sha256", block_size=1 << 20,
-        digest="0" * 64, structure="0" * 64, stored=0, read=0,
+        block_size=1 << 20, digest="0" * 64, stored=0, read=0,
+        files=ImageFiles(image=f"{target}.qcow2", hashes=f"{target}.sha256", structure="0" * 64),
     )  # fmt: skip
     return Point(
         id=points.new_id(created, f"{step:08x}"), machine="web01", created=created, level=Level.AUTO, pullback="0.1.0",

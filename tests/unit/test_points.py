@@ -18,8 +18,9 @@ from pullback import errors
 from pullback.model import points
 from pullback.model.backups import Level
 from pullback.model.checkpoints import Mark
-from pullback.model.points import Mode, Point, PointDisk, PointRef
-from pullback.repo import layout, selection
+from pullback.model.points import ImageFiles, Mode, Point, PointDisk, PointRef
+from pullback.repo import selection
+from pullback.repo.directory import layout
 
 CREATED = datetime(2026, 11, 24, 6, 0, 18, 250_000, tzinfo=UTC)
 PARENT = PointRef(point="20261123T060018Z-00112233", target="vda")
@@ -37,13 +38,11 @@ def disk(target: str = "vda", **changes: object) -> PointDisk:
         reason="the first backup",
         parent=None,
         mark=Mark(name="auto.0011223344556677.20261124T060018Z", nonce="00ff00ff00ff00ff", first=3, last=4),
-        image=f"{target}.qcow2",
-        hashes=f"{target}.sha256",
         block_size=1 << 20,
         digest="ab" * 32,
-        structure="cd" * 32,
         stored=4096,
         read=1 << 20,
+        files=ImageFiles(image=f"{target}.qcow2", hashes=f"{target}.sha256", structure="cd" * 32),
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
 

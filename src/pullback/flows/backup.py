@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import secrets
-import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,10 +23,11 @@ from functools import partial
 from pathlib import Path
 
 from pullback import errors, extents, repo, state, units
+from pullback.endpoint import Endpoint
 from pullback.engine import scratch
 from pullback.engine.pause import uninterrupted
 from pullback.extents import Extent
-from pullback.flows import increments, jobs, planning
+from pullback.flows import filling, increments, jobs, planning
 from pullback.flows.opening import open_machine
 from pullback.flows.planning import DiskPlan
 from pullback.flows.threads import blocking
@@ -34,9 +35,8 @@ from pullback.machine import Machine, Snapshot
 from pullback.model import urls
 from pullback.model.backups import Fleecing, Frozen, Level, Quiescing, SnapshotRequest
 from pullback.model.points import Mode, Point, PointDisk
-from pullback.programs import qemu_nbd
 from pullback.progress import Cancel, Progress, Silent
-from pullback.transfer import NbdEndpoint, Piece, Zero, copy
+from pullback.transfer import Piece, Zero, copy
 from pullback.transfer.copier import Work
 from pullback.transfer.file import FileEndpoint
 from pullback.transfer.frozen import FrozenEndpoint
@@ -266,32 +266,14 @@ class _Backup:
     def _copy(self, frozen: Frozen, plan: DiskPlan) -> PointDisk:
         """One disk, in a thread."""
         target = frozen.disk.target
-        hashes = self._hashes(plan)
-        with contextlib.ExitStack() as stack:
-            source = stack.enter_context(FrozenEndpoint(frozen.export, name=_source_name(frozen), cancel=self._cancel))
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pullback-")))
-            graph = self._pending.graph(target)
-            server = qemu_nbd.serve_graph(
-                graph, socket=directory / "image.sock", writable=True, check=self._cancel.check
-            )
-            address = stack.enter_context(server)
-            image = NbdEndpoint(address, writable=True, name=str(self._pending.image(target)), cancel=self._cancel)
-            destination = stack.enter_context(image)
-            copying = _Copying(source, destination, hashes, plan, frozen, self._progress, self._cancel)
-            read = copying.run()
-        sealed = self._pending.seal(target, hashes)
+        with (
+            FrozenEndpoint(frozen.export, name=_source_name(frozen), cancel=self._cancel) as source,
+            filling.opened(self._pending, target, cancel=self._cancel) as filled,
+        ):
+            read = _Copying(source, filled, plan, frozen, self._progress, self._cancel).run()
+        sealed = filled.seal()
         self._progress.finish(target)
         return self._point_disk(plan, frozen, sealed, read)
-
-    def _hashes(self, plan: DiskPlan) -> repo.HashList:
-        size = plan.disk.size
-        block = repo.block_size_for(size)
-        parent = self._pending.parent_hashes(plan.disk.target)
-        return (
-            repo.HashList(size, block)
-            if parent is None
-            else repo.HashList.from_parent(parent, size=size, block_size=block)
-        )
 
     def _point_disk(self, plan: DiskPlan, frozen: Frozen, sealed: repo.Sealed, read: int) -> PointDisk:
         disk = plan.disk
@@ -306,13 +288,11 @@ class _Backup:
             reason=plan.reason if plan.whole else None,
             parent=plan.parent,
             mark=frozen.checkpoint,
-            image=sealed.image,
-            hashes=sealed.hashes,
             block_size=sealed.block_size,
             digest=sealed.digest,
-            structure=sealed.structure,
             stored=sealed.stored,
             read=read,
+            files=sealed.files,
         )
 
     # -- after -------------------------------------------------------------------------------
@@ -321,7 +301,7 @@ class _Backup:
         """The restore point becomes visible, and from then on its checkpoint is needed."""
         name = next((disk.mark.name for disk in disks if disk.mark), None)
         point = Point(
-            id=self._pending.id_at(snapshot.moment),
+            id="",  # known once it is written
             machine=self._machine.name,
             created=snapshot.moment,
             level=self._request.level,
@@ -419,40 +399,41 @@ def _passed(window: Extent, step: increments.Step) -> int:
 
 
 class _Copying:
-    """The copy of one disk. Its callbacks come from the copier's threads; `hashes` takes care of itself."""
+    """The copy of one disk. Its callbacks come from the copier's threads; the filling takes care of itself."""
 
     def __init__(
         self,
         source: FrozenEndpoint,
-        destination: NbdEndpoint,
-        hashes: repo.HashList,
+        filled: filling.Filling,
         plan: DiskPlan,
         frozen: Frozen,
         progress: Progress,
         cancel: Cancel,
     ) -> None:
         self._source = source
-        self._destination = destination
-        self._hashes = hashes
+        self._filled = filled
         self._plan = plan
-        self._block = repo.block_size_for(plan.disk.size)
+        self._block = filled.hashes.block_size
         self._unit = frozen.export.trim_unit
         self._progress = progress
         self._cancel = cancel
         self._suspects: list[Extent] = []
         self._trims = contextlib.ExitStack()
         self._trimmer = self._trims.enter_context(source.channel()) if self._unit else None
+        self._trimming = threading.Lock()
 
     def run(self) -> int:
         """Copy everything that is needed; gives the bytes read from the machine."""
         target, size = self._plan.disk.target, self._plan.disk.size
         self._progress.start(target, size)
+        if self._trimmer:
+            self._filled.when_durable(self._settled)
         with self._trims:
             first = copy(
                 self._source,
-                self._destination,
+                self._filled.destination,
                 self._work(),
-                observe=self._observe,
+                observe=self._filled.observe,
                 settled=self._settled if self._trimmer else None,
                 advance=partial(self._progress.advance, target),
                 skip_zeroes=self._plan.whole,
@@ -467,7 +448,7 @@ class _Copying:
         for window in increments.windows(self._plan.disk.size, self._block, WINDOW):
             step = self._step(window)
             for zero_block in step.zero_blocks:
-                self._hashes.set_zero(zero_block)
+                self._filled.zeroed(zero_block)
             self._suspects += step.suspects
             self._release(window, step)
             # Progress is the way through the disk: what need not be read is passed at once.
@@ -480,8 +461,8 @@ class _Copying:
         allocation = list(self._source.extents(window))
         if self._plan.whole:
             return increments.whole(extents.data(allocation), window, block=self._block, size=size)
-        dirty = list(self._source.dirty(window))
-        parent_zero = list(extents.zeroes(self._destination.extents(window)))
+        dirty = list(extents.union(self._source.dirty(window), self._filled.lacking(window)))
+        parent_zero = list(self._filled.parent_zeroes(window))
         step = increments.increment(
             dirty,
             extents.zeroes(allocation),
@@ -499,10 +480,6 @@ class _Copying:
         hidden = extents.subtract(extents.subtract(_grains(holes, size), parent_zero), dirty)
         return _unnoticed(step, hidden, window, block=self._block, size=size)
 
-    def _observe(self, offset: int, buffer: bytearray, length: int) -> None:
-        with memoryview(buffer) as view:
-            self._hashes.hash(offset // self._block, view[:length])
-
     def _release(self, window: Extent, step: increments.Step) -> None:
         """What of the window will never be read need not be kept in scratch."""
         if self._trimmer is not None:
@@ -517,22 +494,27 @@ class _Copying:
         assert self._trimmer is not None
         assert self._unit is not None
         spared = extents.subtract(ranges, [self._source.spared])
-        for extent in extents.align_in(spared, self._unit):
-            self._trimmer.trim(extent.start, extent.length)
+        with self._trimming:
+            for extent in extents.align_in(spared, self._unit):
+                self._trimmer.trim(extent.start, extent.length)
 
     def _resolve_suspects(self) -> int:
         """Blocks with holes that no bitmap accounts for: those that really differ from the parent are stored."""
         if not self._suspects:
             return 0
-        before = [self._hashes.entry(block.start // self._block) for block in self._suspects]
+        hashes = self._filled.hashes
+        before = [hashes.entry(block.start // self._block) for block in self._suspects]
         looked = self._again(None, [Piece(block, ()) for block in self._suspects])
+        if self._filled.destination is None:
+            return looked  # what differs was stored when it was read
         changed = [
             Piece(block, (block,))
             for block, entry in zip(self._suspects, before, strict=True)
-            if self._hashes.entry(block.start // self._block) != entry
+            if hashes.entry(block.start // self._block) != entry
         ]
-        return looked + self._again(self._destination, changed)
+        return looked + self._again(self._filled.destination, changed)
 
-    def _again(self, destination: NbdEndpoint | None, pieces: Sequence[Piece]) -> int:
-        result = copy(self._source, destination, pieces, observe=self._observe, block=self._block, cancel=self._cancel)
+    def _again(self, destination: Endpoint | None, pieces: Sequence[Piece]) -> int:
+        observe = self._filled.observe
+        result = copy(self._source, destination, pieces, observe=observe, block=self._block, cancel=self._cancel)
         return result.read

@@ -62,6 +62,8 @@ _SECTOR = 512
 _MICRO = 1_000_000
 _MAX_PAUSE_US = 86_400 * _MICRO
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+_SNAPSHOT_ID = re.compile(r"[0-9a-f]{64}")
+_ANY_ID = re.compile(f"{_ID.pattern}|{_SNAPSHOT_ID.pattern}")
 _ID_TIME = "%Y%m%dT%H%M%SZ"
 _CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -93,6 +95,18 @@ class PointRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFiles:
+    """What a `dir:` repository keeps of a disk, in the point's directory."""
+
+    #: File name of the qcow2 image.
+    image: str
+    #: File name of the list of block hashes.
+    hashes: str
+    #: SHA-256 of all in the image that is not data of the disk, hex (`repo.directory.structure`).
+    structure: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PointDisk:
     """A disk in a restore point. Sizes in bytes."""
 
@@ -117,27 +131,30 @@ class PointDisk:
     #: The checkpoint made in the same instant, which the disk's chain must contain for this point
     #: to be a parent; None if the disk cannot be tracked.
     mark: Mark | None
-    #: File name of the qcow2 image, in the point's directory.
-    image: str
-    #: File name of the list of block hashes, in the point's directory.
-    hashes: str
     #: Bytes of one hash block.
     block_size: int
-    #: SHA-256 over the SHA-256s of the blocks, hex; thus also the SHA-256 of the file `hashes`.
+    #: SHA-256 over the SHA-256s of the blocks, hex; thus also the SHA-256 of the file `files.hashes`.
     digest: str
-    #: SHA-256 of all in the image that is not data of the disk, hex (`repo.structure`).
-    structure: str
-    #: Bytes that the image takes in the repository.
+    #: Bytes that it added to the repository.
     stored: int
     #: Bytes that were read from the machine.
     read: int
+    #: Its files in a `dir:` repository; None in restic's format, where trees name its chunks.
+    files: ImageFiles | None = None
+
+    @property
+    def image(self) -> ImageFiles:
+        """The files of a disk in a `dir:` repository, where each has some."""
+        assert self.files is not None
+        return self.files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """A restore point: the disks of one machine at one instant."""
 
-    #: Sortable by time and unique: `20261124T060018Z-<8 hex>`; see `new_id`.
+    #: In a `dir:` repository sortable by time and unique, `20261124T060018Z-<8 hex>` (see `new_id`);
+    #: in restic's format the snapshot's id, 64 hex digits.
     id: str
     #: The machine's name.
     machine: str
@@ -249,7 +266,7 @@ def document(point: Point) -> dict[str, object]:
 
 def _disk_document(disk: PointDisk) -> dict[str, object]:
     parent, mark = disk.parent, disk.mark
-    return {
+    values: dict[str, object] = {
         "target": disk.target,
         "qdev": _shown(disk.qdev),
         "serial": _shown(disk.serial),
@@ -260,14 +277,14 @@ def _disk_document(disk: PointDisk) -> dict[str, object]:
         "reason": _shown(disk.reason),
         "parent": None if parent is None else {"point": parent.point, "target": parent.target},
         "mark": None if mark is None else _mark_document(mark),
-        "image": disk.image,
-        "hashes": disk.hashes,
         "block_size": disk.block_size,
         "digest": disk.digest,
-        "structure": disk.structure,
         "stored": disk.stored,
         "read": disk.read,
     }
+    if (files := disk.files) is not None:
+        values |= {"image": files.image, "hashes": files.hashes, "structure": files.structure}
+    return values
 
 
 def _mark_document(mark: Mark) -> dict[str, object]:
@@ -281,15 +298,19 @@ def _shown(text: str | None) -> str | None:
 def encode(point: Point) -> bytes:
     """The manifest. Texts for people are made `showable`; all else is written as it is.
 
+    In restic's format (`point.disks` without `files`) it lacks the id, which is made from it.
     Raises `VerificationFailed` if the point is such that it could not be read back.
     """
     body: dict[str, object] = {"format": FORMAT, "minor": MINOR, **document(point)}
+    nameless = all(disk.files is None for disk in point.disks)
+    if nameless:
+        del body["id"]
     try:
         body["sha256"] = _checksum(body)
     except ValueError as error:
         raise errors.VerificationFailed(point=showable(point.id), problem=_broken(str(error))) from error
     data = json.dumps(body, ensure_ascii=False, sort_keys=True, indent=1).encode() + b"\n"
-    decode(data, name=showable(point.id))
+    decode(data, name=showable(point.id), identity=point.id if nameless else None)
     return data
 
 
@@ -302,14 +323,16 @@ def _checksum(body: dict[str, object]) -> str:
 # -- reading ---------------------------------------------------------------------------------
 
 
-def decode(data: bytes, *, name: str) -> Point:
+def decode(data: bytes, *, name: str, identity: str | None = None) -> Point:
     """The point that the manifest `data` describes; `name` is what messages call it.
+
+    `identity`: the id of a point in restic's format, whose manifest cannot hold it.
 
     Raises `VerificationFailed` for anything that is not a sound manifest, and `RepositoryTooNew`
     if it was written in a later format. Nothing else.
     """
     try:
-        return _point(_body(data, name))
+        return _point(_body(data, name), identity)
     except (_BadManifest, ValueError, RecursionError) as error:
         raise errors.VerificationFailed(point=name, problem=_broken(str(error))) from error
 
@@ -422,9 +445,9 @@ class _Fields:
         return value
 
 
-def _point(fields: _Fields) -> Point:
+def _point(fields: _Fields, identity: str | None) -> Point:
     point = Point(
-        id=fields.pattern("id", _ID),
+        id=identity or fields.pattern("id", _ID),
         machine=fields.text("machine"),
         created=_created(fields),
         level=fields.choice("level", Level),
@@ -433,7 +456,7 @@ def _point(fields: _Fields) -> Point:
         engine=fields.text("engine"),
         pause=fields.integer("pause_us", 0, _MAX_PAUSE_US) / _MICRO,
         checkpoint=fields.optional("checkpoint", fields.text),
-        disks=_disks(fields),
+        disks=_disks(fields, with_files=identity is None),
         notes=_notes(fields),
     )
     fields.end()
@@ -451,12 +474,15 @@ def _notes(fields: _Fields) -> tuple[str, ...]:
     return tuple(_Fields({"note": note}, "'notes'").text("note") for note in notes)
 
 
-def _disks(fields: _Fields) -> tuple[PointDisk, ...]:
-    found = fields.items("disks", 1, MAX_DISKS)
-    return tuple(_disk(_Fields(item, f"disk {number}", lenient=fields.lenient)) for number, item in enumerate(found, 1))
+def _disks(fields: _Fields, *, with_files: bool) -> tuple[PointDisk, ...]:
+    found = [
+        _Fields(item, f"disk {number}", lenient=fields.lenient)
+        for number, item in enumerate(fields.items("disks", 1, MAX_DISKS), 1)
+    ]
+    return tuple(_disk(disk, with_files=with_files) for disk in found)
 
 
-def _disk(fields: _Fields) -> PointDisk:
+def _disk(fields: _Fields, *, with_files: bool) -> PointDisk:
     disk = PointDisk(
         target=fields.pattern("target", _TARGET),
         qdev=fields.optional("qdev", fields.text),
@@ -468,21 +494,27 @@ def _disk(fields: _Fields) -> PointDisk:
         reason=fields.optional("reason", fields.text),
         parent=fields.optional("parent", lambda key: _parent(fields.inner(key))),
         mark=fields.optional("mark", lambda key: _mark(fields.inner(key))),
-        image=fields.file_name("image"),
-        hashes=fields.file_name("hashes"),
         block_size=fields.integer("block_size", MIN_BLOCK, MAX_BLOCK),
         digest=fields.pattern("digest", _SHA256),
-        structure=fields.pattern("structure", _SHA256),
         stored=fields.integer("stored", 0),
         read=fields.integer("read", 0),
+        files=_files(fields) if with_files else None,
     )
     fields.end()
     _sizes_agree(disk)
     return disk
 
 
+def _files(fields: _Fields) -> ImageFiles:
+    return ImageFiles(
+        image=fields.file_name("image"),
+        hashes=fields.file_name("hashes"),
+        structure=fields.pattern("structure", _SHA256),
+    )
+
+
 def _parent(fields: _Fields) -> PointRef:
-    parent = PointRef(point=fields.pattern("point", _ID), target=fields.pattern("target", _TARGET))
+    parent = PointRef(point=fields.pattern("point", _ANY_ID), target=fields.pattern("target", _TARGET))
     fields.end()
     return parent
 
@@ -514,14 +546,15 @@ def _agree(point: Point) -> None:
     """Rules between the fields of a point."""
     if not point.machine:
         raise _BadManifest("the machine has no name")
-    if id_moment(point.id) != point.created.replace(microsecond=0):
+    if _ID.fullmatch(point.id) and id_moment(point.id) != point.created.replace(microsecond=0):
         raise _BadManifest("the time is not that of the id")
     if point.level is Level.FULL and not point.whole:
         raise _BadManifest("an increment in a point that was to be whole")
     if any(disk.parent is not None and disk.parent.point == point.id for disk in point.disks):
         raise _BadManifest("a disk is its own parent")
     _distinct([disk.target for disk in point.disks], "disk")
-    _distinct([name for disk in point.disks for name in (disk.image, disk.hashes)], "file")
+    files = [disk.files for disk in point.disks if disk.files is not None]
+    _distinct([name for kept in files for name in (kept.image, kept.hashes)], "file")
 
 
 def _distinct(names: list[str], kind: str) -> None:

@@ -15,12 +15,10 @@ import re
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 
 from pullback import errors
 from pullback.extents import Extent, between
 from pullback.model.points import MAX_BLOCK, MAX_BLOCKS
-from pullback.repo import files
 from pullback.units import MiB
 
 #: Bytes of one entry of a list.
@@ -59,7 +57,7 @@ def zero_hash(length: int) -> bytes:
 class HashList:
     """The hashes of a disk's blocks, some of them perhaps not known yet.
 
-    A block's entry is *unknown* until it is set; `digest` and `save` refuse a list with unknown
+    A block's entry is *unknown* until it is set; `digest` and `encode` refuse a list with unknown
     entries, so a block that was forgotten can never pass as zeroes or as the parent's.
 
     Any thread may set entries; a lock guards the list.
@@ -94,14 +92,12 @@ class HashList:
         return new
 
     @classmethod
-    def load(cls, path: Path, *, size: int, block_size: int) -> HashList:
-        """Read a list from its file.
+    def decode(cls, data: bytes, *, size: int, block_size: int) -> HashList:
+        """A list from its bytes, the entries in order; `ValueError` unless they are just as many as the disk needs.
 
-        Raises `ValueError` if the file has not exactly the length that the disk needs, `OSError`
-        as `files.read` does. Whether it is the right list only `digest` can tell.
+        Whether it is the right list only `digest` can tell.
         """
         expected = -(-size // block_size) * ENTRY
-        data = files.read(path, limit=expected)
         if len(data) != expected:
             raise ValueError(f"{len(data)} bytes instead of {expected}")
         return cls._filled(size, block_size, data)
@@ -176,9 +172,9 @@ class HashList:
         """The disk's digest, hex. Raises `ValueError` while an entry is unknown."""
         return hashlib.sha256(self._complete()).hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Write the list to the new file `path`, durably. Raises `ValueError` while an entry is unknown."""
-        files.write_new(path, self._complete())
+    def encode(self) -> bytes:
+        """The entries in order. Raises `ValueError` while one is unknown."""
+        return self._complete()
 
     def _complete(self) -> bytes:
         with self._lock:

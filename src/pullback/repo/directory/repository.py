@@ -12,15 +12,15 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from pullback import errors
 from pullback.model import points
 from pullback.model.points import Point
-from pullback.repo import chain, files, layout, locks, pending, selection
+from pullback.repo import files, selection
 from pullback.repo.digest import HashList
+from pullback.repo.directory import chain, layout, locks, pending
+from pullback.repo.interface import Damaged, Listing
 from pullback.units import KiB
 
 #: The format of the directory that this Pullback writes, and the highest that it reads.
@@ -32,36 +32,14 @@ _REPOSITORY_ID = re.compile(r"[0-9a-f]{16}")
 _NOTHING = frozenset({"lost+found"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damaged:
-    """A restore point whose manifest cannot be used."""
-
-    #: Its machine.
-    machine: str
-    #: The name of its directory.
-    id: str
-    #: The second that its id names, UTC.
-    created: datetime
-    #: What is wrong, as a clause.
-    problem: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """The restore points of a machine."""
-
-    #: Those with a sound manifest, oldest first.
-    points: tuple[Point, ...]
-    #: The others, oldest first.
-    damaged: tuple[Damaged, ...]
-
-
 class Directory:
     """An open repository. Holds nothing by itself; `writer` and `reading` do, while their block runs."""
 
     def __init__(self, path: Path, identity: str) -> None:
         #: Where it lies, absolute.
         self.path = path
+        #: What messages call it.
+        self.name = str(path)
         #: 16 hex digits, made once; a copy of the directory keeps it.
         self.id = identity
 

@@ -16,17 +16,19 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from pullback import errors
 from pullback.model import points
-from pullback.model.points import Point, PointDisk, PointRef
+from pullback.model.points import ImageFiles, Point, PointDisk, PointRef
 from pullback.programs import qemu_img
-from pullback.repo import chain, files, layout, locks, qcow2, structure
-from pullback.repo.digest import HashList
+from pullback.repo import files
+from pullback.repo.digest import HashList, block_size_for
+from pullback.repo.directory import chain, layout, locks, qcow2, structure
+from pullback.repo.interface import Sealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +41,6 @@ class Started:
     parent: PointRef | None
     #: The parent's chain, top first; empty without a parent.
     below: tuple[chain.Link, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sealed:
-    """A finished image with its hash list: what a `PointDisk` says of them, under the same names."""
-
-    image: str
-    hashes: str
-    size: int
-    parent: PointRef | None
-    block_size: int
-    digest: str
-    structure: str
-    stored: int
 
 
 class Writer:
@@ -177,7 +165,7 @@ class PendingPoint:
         if not points.is_target(target) or target in self._started:
             raise ValueError(f"{target!r} cannot be a new disk of this point")
         below = () if parent is None else self._chain(parent, size)
-        backing = layout.backing_name(below[0].point.id, below[0].disk.image) if below else None
+        backing = layout.backing_name(below[0].point.id, below[0].disk.image.image) if below else None
         path = self.image(target)
         with files.writing(path):
             qemu_img.create(path, size, backing=backing)
@@ -214,10 +202,17 @@ class PendingPoint:
             "backing": chain.graph(below) if below else None,
         }
 
-    def parent_hashes(self, target: str) -> HashList | None:
-        """The hash list of the disk's parent, if it has one; raises `VerificationFailed` if that is damaged."""
-        below = self._started[target].below
-        return chain.hash_list(self._parent, below[0].point, below[0].disk.target) if below else None
+    def new_hashes(self, target: str) -> HashList:
+        """The disk's hash list to begin with: the parent's, or one in which nothing is known.
+
+        Raises `VerificationFailed` if the parent's is damaged.
+        """
+        started = self._started[target]
+        block = block_size_for(started.size)
+        if not started.below:
+            return HashList(started.size, block)
+        parent = chain.hash_list(self._parent, started.below[0].point, started.below[0].disk.target)
+        return HashList.from_parent(parent, size=started.size, block_size=block)
 
     def seal(self, target: str, hashes: HashList) -> Sealed:
         """The image is filled and closed: check it, write its hash list, make both durable.
@@ -232,19 +227,17 @@ class PendingPoint:
         self._check(target, started)
         with files.writing(image):
             files.sync(image)
-            hashes.save(self._path / layout.hashes_name(target))
+            files.write_new(self._path / layout.hashes_name(target), hashes.encode())
             stored = files.allocated(image)
         with files.judging(self._path.name, layout.image_name(target)):
             proof = structure.digest(image)
         sealed = Sealed(
-            image=layout.image_name(target),
-            hashes=layout.hashes_name(target),
             size=started.size,
             parent=started.parent,
             block_size=hashes.block_size,
             digest=hashes.digest(),
-            structure=proof,
             stored=stored,
+            files=ImageFiles(image=layout.image_name(target), hashes=layout.hashes_name(target), structure=proof),
         )
         with self._lock:
             self._sealed[target] = sealed
@@ -252,7 +245,7 @@ class PendingPoint:
 
     def _check(self, target: str, started: Started) -> None:
         below = started.below
-        backing = layout.backing_name(below[0].point.id, below[0].disk.image) if below else None
+        backing = layout.backing_name(below[0].point.id, below[0].disk.image.image) if below else None
         with files.judging(self._path.name, layout.image_name(target)):
             header = qcow2.read(self.image(target))
             if (header.size, header.backing) != (started.size, backing):
@@ -261,11 +254,12 @@ class PendingPoint:
     def commit(self, point: Point) -> Point:
         """Make the point visible, durably; gives it as it will be read back.
 
-        Its id must be `id_at(created)`, its disks those that were sealed, and say the same of
+        Its id is "" or `id_at(created)`, its disks those that were sealed, and say the same of
         them. Raises `ValueError` if not, `VerificationFailed` if its manifest could not be read
         back, `DestinationFull`, `CannotWrite`.
         """
         self._agree(point)
+        point = replace(point, id=self.id_at(point.created))
         manifest = points.encode(point)
         final = self._parent / point.id
         with files.writing(final):
@@ -276,7 +270,7 @@ class PendingPoint:
         return points.decode(manifest, name=point.id)
 
     def _agree(self, point: Point) -> None:
-        if point.machine != self.machine or point.id != self.id_at(point.created):
+        if point.machine != self.machine or point.id not in ("", self.id_at(point.created)):
             raise ValueError("the point has another machine or id")
         if {disk.target for disk in point.disks} != set(self._started) or set(self._sealed) != set(self._started):
             raise ValueError("the point's disks are not those that were made and sealed")
@@ -287,12 +281,10 @@ class PendingPoint:
 
 def _sealed_part(disk: PointDisk) -> Sealed:
     return Sealed(
-        image=disk.image,
-        hashes=disk.hashes,
         size=disk.size,
         parent=disk.parent,
         block_size=disk.block_size,
         digest=disk.digest,
-        structure=disk.structure,
         stored=disk.stored,
+        files=disk.files,
     )

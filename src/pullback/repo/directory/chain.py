@@ -18,8 +18,9 @@ from pathlib import Path
 from pullback import errors
 from pullback.model.points import Point, PointDisk, showable
 from pullback.programs import qemu_img
-from pullback.repo import files, layout, qcow2, structure
-from pullback.repo.digest import HashList
+from pullback.repo import files
+from pullback.repo.digest import ENTRY, HashList
+from pullback.repo.directory import layout, qcow2, structure
 from pullback.units import KiB, MiB
 
 #: Images in a chain at most. QEMU's time to open a chain grows with the third power of its length
@@ -69,9 +70,9 @@ def _links(machine: Path, point: Point, target: str) -> tuple[Link, ...]:
         found.append((below, _disk_of(below, parent.target, point.id)))
     if len({disk.size for _, disk in found}) > 1:
         raise errors.VerificationFailed(point=point.id, problem=f"{target} and its parents differ in size")
-    backings = [layout.backing_name(at.id, disk.image) for at, disk in found[1:]]
+    backings = [layout.backing_name(at.id, disk.image.image) for at, disk in found[1:]]
     return tuple(
-        Link(point=at, disk=disk, path=machine / at.id / disk.image, backing=backing)
+        Link(point=at, disk=disk, path=machine / at.id / disk.image.image, backing=backing)
         for (at, disk), backing in zip(found, [*backings, None], strict=True)
     )
 
@@ -93,7 +94,7 @@ def _disk_of(parent: Point, target: str, point: str) -> PointDisk:
 
 def _check_header(point: str, link: Link) -> None:
     """Refuse an image whose own words are not those that its manifest demands."""
-    name = f"{link.point.id}/{link.disk.image}"
+    name = f"{link.point.id}/{link.disk.image.image}"
     with files.judging(point, name):
         header = qcow2.read(link.path)
         if header.backing != link.backing:
@@ -108,8 +109,8 @@ def _check_header(point: str, link: Link) -> None:
 def prove_structure(point: str, links: Sequence[Link]) -> None:
     """Compare all of each image that is not the guest's data; raises `VerificationFailed`."""
     for link in links:
-        with files.judging(point, f"{link.point.id}/{link.disk.image}"):
-            if structure.digest(link.path) != link.disk.structure:
+        with files.judging(point, f"{link.point.id}/{link.disk.image.image}"):
+            if structure.digest(link.path) != link.disk.image.structure:
                 raise ValueError("its structure is not what was stored")
 
 
@@ -141,8 +142,10 @@ def pseudo_filename(graph: dict[str, object]) -> str:
 def hash_list(machine: Path, point: Point, target: str) -> HashList:
     """The block hashes of a disk. Raises `VerificationFailed` if they are not those of the manifest."""
     disk = point.disk(target)
-    with files.judging(point.id, f"{point.id}/{disk.hashes}"):
-        hashes = HashList.load(machine / point.id / disk.hashes, size=disk.size, block_size=disk.block_size)
+    with files.judging(point.id, f"{point.id}/{disk.image.hashes}"):
+        expected = -(-disk.size // disk.block_size) * ENTRY
+        data = files.read(machine / point.id / disk.image.hashes, limit=expected)
+        hashes = HashList.decode(data, size=disk.size, block_size=disk.block_size)
         if hashes.digest() != disk.digest:
             raise ValueError("the hash list is not the one that the manifest names")
     return hashes
@@ -157,7 +160,7 @@ def complaints(links: Sequence[Link]) -> tuple[str, ...]:
     found = []
     for link in links:
         if (problem := qemu_img.check(link.path)) is not None:
-            found.append(f"{link.point.id}/{link.disk.image}: {showable(problem)}")
+            found.append(f"{link.point.id}/{link.disk.image.image}: {showable(problem)}")
         try:
             hash_list(link.path.parent.parent, link.point, link.disk.target)
         except errors.VerificationFailed as error:
