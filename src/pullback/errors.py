@@ -105,6 +105,34 @@ class BadUrl(PullbackError):
 
 
 @dataclass(kw_only=True, eq=False)
+class BadConfig(PullbackError):
+    """The configuration file, or one that it names, breaks a rule; `key` says where: `machines.web01.scratch`."""
+
+    code: ClassVar[str] = "bad-config"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "{path}: {key} {problem}."
+    remedy: ClassVar[str | None] = "{way_out}"
+    path: str
+    key: str
+    problem: str
+    way_out: str
+
+
+@dataclass(kw_only=True, eq=False)
+class NotConfigured(PullbackError):
+    """A machine or repository was named that the configuration does not have."""
+
+    code: ClassVar[str] = "not-configured"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "There is no {kind} {name!r} in {path}."
+    remedy: ClassVar[str | None] = "{known}"
+    kind: str
+    name: str
+    path: str
+    known: str
+
+
+@dataclass(kw_only=True, eq=False)
 class UnknownDisk(PullbackError):
     """A disk was asked for that the machine or the restore point does not have."""
 
@@ -219,6 +247,41 @@ class NotARepository(PullbackError):
     remedy: ClassVar[str | None] = "Name an empty or new directory: -r dir:/path."
     path: str
     problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class RepositoryExists(PullbackError):
+    """A repository was to be created where one is."""
+
+    code: ClassVar[str] = "repository-exists"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "There is a repository at {path} already."
+    remedy: ClassVar[str | None] = "Use it, or name another place."
+    path: str
+
+
+@dataclass(kw_only=True, eq=False)
+class NoPassword(PullbackError):
+    """An encrypted repository's password was not given."""
+
+    code: ClassVar[str] = "no-password"
+    exit_code: ClassVar[Exit] = Exit.USAGE
+    sentence: ClassVar[str] = "No password is given for the repository {repository}."
+    remedy: ClassVar[str | None] = (
+        "Put it into a file that only you can read, and name that in PULLBACK_PASSWORD_FILE; "
+        "or a command that prints it in PULLBACK_PASSWORD_COMMAND."
+    )
+    repository: str
+
+
+@dataclass(kw_only=True, eq=False)
+class PasswordUnavailable(PullbackError):
+    """What was to give the password does not."""
+
+    code: ClassVar[str] = "password-unavailable"
+    sentence: ClassVar[str] = "{source} gives no password: {reason}."
+    source: str
+    reason: str
 
 
 @dataclass(kw_only=True, eq=False)
@@ -352,6 +415,22 @@ class NoPoints(PullbackError):
     remedy: ClassVar[str | None] = "Make one with `pullback backup MACHINE -r dir:{path}`."
     path: str
     of_machine: str = ""
+
+
+# -- the password ----------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class WrongPassword(PullbackError):
+    """No key of the repository opens with the password."""
+
+    code: ClassVar[str] = "wrong-password"
+    exit_code: ClassVar[Exit] = Exit.WRONG_PASSWORD
+    sentence: ClassVar[str] = "The password is wrong for the repository {path}."
+    remedy: ClassVar[str | None] = (
+        "Where it comes from: PULLBACK_PASSWORD_FILE, PULLBACK_PASSWORD_COMMAND, RESTIC_PASSWORD…"
+    )
+    path: str
 
 
 # -- busy ------------------------------------------------------------------------------------
@@ -525,6 +604,67 @@ class QuiesceFailed(PullbackError):
     sentence: ClassVar[str] = "The guest's file systems cannot be frozen: {reason}."
     remedy: ClassVar[str | None] = "Is qemu-guest-agent running in the guest? Without it: --quiesce try, or no."
     reason: str
+
+
+# -- stores of a repository ------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class StoreUnreachable(PullbackError):
+    """The server, or the file system, of a repository does not answer, or not for long enough."""
+
+    code: ClassVar[str] = "store-unreachable"
+    sentence: ClassVar[str] = "The repository {store} cannot be reached: {reason}."
+    remedy: ClassVar[str | None] = "Restore points in it are as they were. Run the command again when it answers."
+    store: str
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
+class StoreRefused(PullbackError):
+    """The server of a repository says no: credentials, bucket, rights."""
+
+    code: ClassVar[str] = "store-refused"
+    sentence: ClassVar[str] = "The repository {store} refused {what}: {reason}."
+    remedy: ClassVar[str | None] = "{way_out}"
+    store: str
+    what: str
+    reason: str
+    way_out: str = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and what they may do with the bucket."
+
+
+@dataclass(kw_only=True, eq=False)
+class StoreFailed(PullbackError):
+    """Reading or writing a repository's file failed."""
+
+    code: ClassVar[str] = "store-failed"
+    sentence: ClassVar[str] = "{what} failed in the repository {store}: {reason}."
+    store: str
+    what: str
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
+class AlreadyStored(PullbackError):
+    """A file that had to be new is in the repository already."""
+
+    code: ClassVar[str] = "already-stored"
+    exit_code: ClassVar[Exit] = Exit.BUSY
+    sentence: ClassVar[str] = "The repository {store} has {name} already: somebody else was faster."
+    store: str
+    name: str
+
+
+@dataclass(kw_only=True, eq=False)
+class HookFailed(PullbackError):
+    """A program of the user's that runs before a backup failed, so there was no backup."""
+
+    code: ClassVar[str] = "hook-failed"
+    sentence: ClassVar[str] = "The {hook} hook of {machine} failed: {problem}."
+    remedy: ClassVar[str | None] = "Nothing was backed up. What the hook said stands above."
+    hook: str
+    machine: str
+    problem: str
 
 
 # -- resources -------------------------------------------------------------------------------
@@ -725,6 +865,56 @@ class VerificationFailed(PullbackError):
         "Do not use it. Which points are sound: `pullback verify --all`. Start afresh: `pullback backup --level full`."
     )
     point: str
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class RepositoryChanged(PullbackError):
+    """Somebody removed from the repository, under our lock, what a new restore point was to rely on."""
+
+    code: ClassVar[str] = "repository-changed"
+    sentence: ClassVar[str] = "Data that this backup relies on was removed from the repository {repository} meanwhile."
+    remedy: ClassVar[str | None] = (
+        "Nothing was kept of this attempt, and no checkpoint was lost: run it again. "
+        "`restic unlock --remove-all` is not for repositories that are in use."
+    )
+    repository: str
+
+
+@dataclass(kw_only=True, eq=False)
+class ObjectMissing(PullbackError):
+    """A file of the repository is not there."""
+
+    code: ClassVar[str] = "object-missing"
+    exit_code: ClassVar[Exit] = Exit.VERIFICATION
+    sentence: ClassVar[str] = "The repository {store} has no {name}."
+    remedy: ClassVar[str | None] = "Which restore points are sound: `pullback verify --all`."
+    store: str
+    name: str
+
+
+@dataclass(kw_only=True, eq=False)
+class ObjectDamaged(PullbackError):
+    """A file of the repository has not the size that it must have."""
+
+    code: ClassVar[str] = "object-damaged"
+    exit_code: ClassVar[Exit] = Exit.VERIFICATION
+    sentence: ClassVar[str] = "{name} in the repository {store} is damaged: {problem}."
+    remedy: ClassVar[str | None] = "Which restore points are sound: `pullback verify --all`."
+    store: str
+    name: str
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class RepositoryDamaged(PullbackError):
+    """What a repository's file holds is not what was written; `file` is its place, such as "index/1f2e3d4c…"."""
+
+    code: ClassVar[str] = "repository-damaged"
+    exit_code: ClassVar[Exit] = Exit.VERIFICATION
+    sentence: ClassVar[str] = "The repository's file {file} is damaged: {problem}."
+    remedy: ClassVar[str | None] = "`pullback verify --read-data` tells which restore points it touches."
+    file: str
     problem: str
 
 

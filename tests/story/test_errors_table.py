@@ -364,9 +364,9 @@ def _(world: World) -> Said:
 # -- the repository --------------------------------------------------------------------------
 
 
-@case("A repository named by a bare path")
+@case("A repository named by a bare word")
 def _(world: World) -> Said:
-    return world.run("list", "-r", "/srv/backup"), {}
+    return world.run("list", "-r", "backup"), {}
 
 
 @case("A directory with something else in it")

@@ -71,8 +71,8 @@ def test_an_error_survives_copying(kind: type[PullbackError]) -> None:
 def test_exit_codes_have_a_meaning_and_are_used() -> None:
     assert all(code.meaning for code in Exit)
     used = {kind.exit_code for kind in EVERY}
-    # 12 comes with encrypted repositories; 0 and 3 are no errors.
-    assert set(Exit) - used == {Exit.DONE, Exit.WARNED, Exit.WRONG_PASSWORD}
+    # These two are no errors.
+    assert set(Exit) - used == {Exit.DONE, Exit.WARNED}
 
 
 def test_a_problem_of_usage_needs_no_full_stop() -> None:

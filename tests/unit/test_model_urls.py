@@ -15,8 +15,6 @@ def test_good_names_give_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert urls.machine("qmp:/run/web01.sock") == urls.QmpMachine(socket=Path("/run/web01.sock"))
     assert urls.machine("qmp:web01.sock") == urls.QmpMachine(socket=tmp_path / "web01.sock")
-    assert urls.repository("dir:backup").path == tmp_path / "backup"
-    assert urls.repository("dir:/srv/a:b c").path == Path("/srv/a:b c")
     assert urls.unix_socket("unix:/run/nbd.sock") == Path("/run/nbd.sock")
 
 
@@ -77,13 +75,6 @@ def test_what_names_no_images_is_refused_with_the_reason(text: str, problem: str
         urls.machine(f"images:{text}")
     assert problem in caught.value.problem
     assert "images:vda=" in (caught.value.hint or "")
-
-
-@pytest.mark.parametrize("text", ["", "/srv/backup", "dir", "dir:", "s3:https://x/y", "file:/x"])
-def test_what_names_no_repository_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(errors.BadUrl) as caught:
-        urls.repository(text)
-    assert "dir:/srv/backup" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("text", ["", "tcp:localhost:10809", "unix:", "/x"])

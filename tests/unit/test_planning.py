@@ -54,13 +54,15 @@ def point(
     )  # fmt: skip
 
 
+#: What a `dir:` repository allows.
+LONGEST = 60
 FIRST = point(1, made=mark(1))
 TRACKED = disk(bitmap(mark(1), recording=True))
 
 
 def plan(of: Disk, *known: Point, level: Level = Level.AUTO) -> planning.DiskPlan:
     """The plan for one disk."""
-    [found] = planning.plan([of], known, level)
+    [found] = planning.plan([of], planning.Kept(points=known, owner=OWNER, longest=LONGEST), level)
     return found
 
 
@@ -116,11 +118,11 @@ def test_a_whole_read_that_was_to_be_expected(of: Disk, known: list[Point], leve
 
 def test_a_chain_that_is_too_long_is_begun_anew() -> None:
     known = [FIRST]
-    for step in range(2, planning.LONGEST_CHAIN + 2):
+    for step in range(2, LONGEST + 2):
         known.append(point(step, made=mark(step), parent=PointRef(point=known[-1].id, target="vda")))
         found = plan(disk(bitmap(mark(step), recording=True)), *known)
-        assert found.whole == (step >= planning.LONGEST_CHAIN)
-    assert found.reason == f"its chain has {planning.LONGEST_CHAIN} images: a new one is begun"
+        assert found.whole == (step >= LONGEST)
+    assert found.reason == f"its chain has {LONGEST} images: a new one is begun"
     assert not found.broken
 
 

@@ -270,7 +270,7 @@ def test_a_later_format_is_refused_by_name() -> None:
 
 def test_unknown_keys_of_a_later_minor_version_are_passed_over() -> None:
     def later(body: dict[str, object]) -> None:
-        body.update(minor=1, surplus={"x": 1})
+        body.update(minor=2, surplus={"x": 1})
         body["disks"][0].update(surplus=[1])  # type: ignore[index]
 
     assert decode(changed(later)) == point()

@@ -121,17 +121,17 @@ _POINT_DISK = (
     Field(
         "parent",
         Kind.OBJECT,
-        "the disk of a restore point that the image is backed by",
+        "the disk of the restore point that it was an increment of",
         (Field("point", T, "the point's id"), _TARGET),
         optional=True,
     ),
     Field("mark", Kind.OBJECT, "the checkpoint made in the same instant", _MARK, optional=True),
-    Field("image", T, "file name of the image"),
-    Field("hashes", T, "file name of its block hashes"),
+    Field("image", T, "file name of the image (`dir:` only)", optional=True),
+    Field("hashes", T, "file name of its block hashes (`dir:` only)", optional=True),
     Field("block_size", I, "bytes of a hashed block"),
     Field("digest", T, "SHA-256 over the SHA-256s of the blocks, hex"),
-    Field("structure", T, "SHA-256 of all in the image that is not data of the disk, hex"),
-    Field("stored", I, "bytes that the image takes"),
+    Field("structure", T, "SHA-256 of all in the image that is not data of the disk, hex (`dir:` only)", optional=True),
+    Field("stored", I, "bytes that it added to the repository"),
     Field("read", I, "bytes that were read from the machine"),
 )
 _POINT = (
@@ -146,6 +146,9 @@ _POINT = (
     Field("checkpoint", T, "name of the checkpoint made with it", optional=True),
     Field("disks", Kind.OBJECTS, "its disks", _POINT_DISK),
     Field("notes", Kind.TEXTS, "sentences for people"),
+    Field("host", T, "the host that made it", optional=True),
+    Field("milliseconds", I, "how long the backup took", optional=True),
+    Field("tags", Kind.TEXTS, "the user's words for it"),
 )
 _BITMAP = (
     Field("name", T, "its name"),
@@ -501,6 +504,8 @@ RESULTS: dict[str, tuple[Document, ...]] = {
             Field("jobs", Kind.TEXTS, "ids of dead jobs whose leftovers were removed"),
         ),
     ),
+    # Its words are for shells.
+    "completion": (),
     "checkpoint create": (
         _result(
             "checkpoint create",

@@ -146,8 +146,8 @@ def _checkpoints() -> Iterator[Mishap]:
 
 def _repository() -> Iterator[Mishap]:
     yield Mishap(
-        "A repository named by a bare path",
-        _refused(urls.repository, "/srv/backup"),
+        "A repository named by a bare word",
+        _refused(urls.repository, "backup"),
     )
     yield Mishap(
         "A directory with something else in it",
@@ -160,6 +160,8 @@ def _repository() -> Iterator[Mishap]:
     yield Mishap("No repository at that place", errors.NoRepository(path="DIR"))
     yield Mishap("A repository of a later Pullback", errors.RepositoryTooNew(path="DIR", found=99, known=1))
     yield Mishap("A repository of another user", errors.PermissionDenied(path="DIR"))
+    yield Mishap("A wrong password", errors.WrongPassword(path="REPO"))
+    yield Mishap("A damaged file in a repository", errors.RepositoryDamaged(file="FILE", problem="PROBLEM"))
     yield Mishap("A repository without restore points", errors.NoPoints(path="DIR"))
     yield Mishap("A machine without restore points", errors.NoPoints(path="DIR", of_machine=" of db01"))
     yield Mishap("The repository's file system is full", errors.DestinationFull(path="FILE"))

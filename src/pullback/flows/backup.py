@@ -1,6 +1,6 @@
-"""Backing up a machine to a `dir:` repository.
+"""Backing up a machine to a repository of either kind.
 
-    plan ─▶ images made ─▶ freeze + checkpoint ─▶ copy and hash ─▶ let go of the snapshot
+    plan ─▶ disks begun ─▶ freeze + checkpoint ─▶ copy and hash ─▶ let go of the snapshot
          ─▶ commit (durable, then visible) ─▶ keep the checkpoint ─▶ release the older one
 
 Whatever fails before the commit is undone: no restore point, the checkpoint merged back, nothing
@@ -14,9 +14,10 @@ import contextlib
 import errno
 import os
 import secrets
+import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -30,6 +31,7 @@ from pullback.extents import Extent
 from pullback.flows import filling, increments, jobs, planning
 from pullback.flows.opening import open_machine
 from pullback.flows.planning import DiskPlan
+from pullback.flows.repositories import Access, open_for, opened
 from pullback.flows.threads import blocking
 from pullback.machine import Machine, Snapshot
 from pullback.model import urls
@@ -53,7 +55,8 @@ class Request:
     """What a user asks for."""
 
     machine: urls.Machine
-    repository: urls.DirectoryRepository
+    repository: urls.Repository
+    access: Access = field(default_factory=Access)
     level: Level = Level.AUTO
     #: Targets to take; empty: all that take part by default.
     only: tuple[str, ...] = ()
@@ -66,6 +69,8 @@ class Request:
     #: Share this running NBD server of QEMU's.
     nbd_server: Path | None = None
     quiescing: Quiescing = field(default_factory=Quiescing)
+    #: The user's words for the restore point.
+    tags: tuple[str, ...] = ()
     directories: state.Directories = field(default_factory=state.directories)
 
 
@@ -105,7 +110,8 @@ async def preview(request: Request) -> Preview:
     async with _machine(request, "backup --dry-run") as machine:
         disks = await machine.disks()
         chosen = planning.select(disks, machine=machine.name, only=request.only, exclude=request.exclude)
-        plans = planning.plan(chosen, _points(request, machine.name), request.level)
+        kept = await asyncio.to_thread(_kept, request, machine.name)
+        plans = planning.plan(chosen, kept, request.level)
         return Preview(
             machine=machine.name,
             plans=plans,
@@ -114,11 +120,18 @@ async def preview(request: Request) -> Preview:
         )
 
 
-def _points(request: Request, machine: str) -> Sequence[Point]:
+def _kept(request: Request, machine: str) -> planning.Kept:
     try:
-        return repo.open_directory(request.repository.path).listing(machine).points
+        with opened(request.repository, request.access) as repository:
+            return _of(repository, repository.listing(machine))
     except errors.NoRepository:
-        return ()
+        if isinstance(request.repository, urls.DirectoryRepository):
+            return planning.Kept()  # a backup would make it
+        raise
+
+
+def _of(repository: repo.Repository, listing: repo.Listing) -> planning.Kept:
+    return planning.Kept(points=listing.points, owner=repository.id, longest=repository.longest_chain)
 
 
 def _expected(plan: DiskPlan) -> int:
@@ -135,12 +148,26 @@ def _machine(request: Request, command: str) -> contextlib.AbstractAsyncContextM
 async def backup(request: Request, progress: Progress | None = None) -> Report:
     """Make a restore point. Raises `PullbackError`s; then nothing was kept."""
     begun = time.monotonic()
-    directory = await asyncio.to_thread(repo.create_or_open, request.repository.path)
-    async with _machine(request, f"backup to {request.repository.path}") as machine:
+    async with (
+        open_for(request.repository, request.access, writing=True) as repository,
+        _machine(request, f"backup to {repository.name}") as machine,
+    ):
         await jobs.require_free(machine)
-        with directory.writer(machine.name, command="pullback backup") as writer, writer.begin() as pending:
-            work = _Backup(request, machine, directory, pending, progress or Silent(), begun)
+        async with _writing(repository, machine.name) as pending:
+            work = _Backup(request, machine, repository, pending, progress or Silent(), begun)
             return await work.run()
+
+
+@contextlib.asynccontextmanager
+async def _writing(repository: repo.Repository, machine: str) -> AsyncIterator[repo.Pending]:
+    """A pending restore point of the machine; what is not committed when the block ends is undone."""
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> repo.Pending:
+            writer = stack.enter_context(repository.writer(machine, command="pullback backup"))
+            return stack.enter_context(writer.begin())
+
+        yield await asyncio.to_thread(begin)
 
 
 class _Backup:
@@ -150,14 +177,14 @@ class _Backup:
         self,
         request: Request,
         machine: Machine,
-        directory: repo.Directory,
-        pending: repo.PendingPoint,
+        repository: repo.Repository,
+        pending: repo.Pending,
         progress: Progress,
         begun: float,
     ) -> None:
         self._request = request
         self._machine = machine
-        self._directory = directory
+        self._repository = repository
         self._pending = pending
         self._progress = progress
         self._begun = begun
@@ -182,11 +209,11 @@ class _Backup:
         chosen = planning.select(
             await machine.disks(), machine=machine.name, only=request.only, exclude=request.exclude
         )
-        listing = await asyncio.to_thread(self._directory.listing, machine.name)
+        listing = await asyncio.to_thread(self._repository.listing, machine.name)
         self._notes += [f"restore point {bad.id} is damaged: {bad.problem}" for bad in listing.damaged]
-        plans = planning.plan(chosen, listing.points, request.level)
+        plans = planning.plan(chosen, _of(self._repository, listing), request.level)
         plans = tuple(map(_with_sight, plans))
-        plans = tuple([await asyncio.to_thread(self._make_image, plan) for plan in plans])
+        plans = tuple([await asyncio.to_thread(self._begin_disk, plan) for plan in plans])
         for plan in plans:
             if plan.wrecks:
                 await machine.drop_bitmaps(plan.disk, plan.wrecks)
@@ -195,8 +222,8 @@ class _Backup:
                 self._note(f"{plan.disk.target}: {'read whole, because ' if plan.whole else ''}{plan.reason}")
         return plans
 
-    def _make_image(self, plan: DiskPlan) -> DiskPlan:
-        """The new image, backed by the parent's; an unusable parent means that the disk is read whole."""
+    def _begin_disk(self, plan: DiskPlan) -> DiskPlan:
+        """The disk in the new point, an increment of its parent; an unusable parent means that it is read whole."""
         disk = plan.disk
         try:
             self._pending.create(disk.target, disk.size, parent=plan.parent)
@@ -212,7 +239,7 @@ class _Backup:
         self._progress.note(sentence)
 
     def _snapshot_request(self, plans: Sequence[DiskPlan]) -> SnapshotRequest:
-        name = planning.checkpoint_name(self._directory.id, datetime.now(UTC))
+        name = planning.checkpoint_name(self._repository.id, datetime.now(UTC))
         return SnapshotRequest(
             job=secrets.token_hex(4),
             disks=tuple(plan.request(name) for plan in plans),
@@ -312,6 +339,9 @@ class _Backup:
             checkpoint=name,
             disks=disks,
             notes=tuple(self._notes),
+            host=socket.gethostname(),
+            seconds=time.monotonic() - self._begun,
+            tags=self._request.tags,
         )
         committed = await asyncio.to_thread(self._pending.commit, point)
         snapshot.keep()
@@ -324,7 +354,7 @@ class _Backup:
             for disk in await self._machine.disks():
                 # One that takes no checkpoint now (a read-only file) keeps those that it has.
                 if disk.target in marks and disk.node is not None and disk.untrackable is None:
-                    owned = planning.to_release(planning.chain_of(disk), self._directory.id, marks[disk.target])
+                    owned = planning.to_release(planning.chain_of(disk), self._repository.id, marks[disk.target])
                     await self._machine.delete_checkpoints(disk, owned)
         except (errors.RefusedError, errors.BusyError, errors.CheckpointsNotStored) as error:
             self._note(f"an older checkpoint stays for now: {error}")

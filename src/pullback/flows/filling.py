@@ -54,6 +54,10 @@ class Filling(Protocol):
 @contextlib.contextmanager
 def opened(pending: repo.Pending, target: str, *, cancel: Cancel) -> Iterator[Filling]:
     """The disk `target` of a pending point, open for filling while the block runs. `seal` it afterwards."""
+    if isinstance(pending, repo.PendingSnapshot):
+        yield pending.disk(target)
+        return
+    assert isinstance(pending, repo.PendingPoint)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pullback-")))
         server = qemu_nbd.serve_graph(

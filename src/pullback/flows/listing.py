@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pullback import errors, repo
+from pullback.flows.repositories import Access, opened
 from pullback.model import urls
 from pullback.model.points import Point
 
@@ -14,7 +16,8 @@ from pullback.model.points import Point
 class Request:
     """What a user asks for."""
 
-    repository: urls.DirectoryRepository
+    repository: urls.Repository
+    access: Access = field(default_factory=Access)
     #: One machine only; None: all.
     machine: str | None = None
 
@@ -43,16 +46,20 @@ async def listing(request: Request) -> tuple[Machine, ...]:
 
 
 def _listing(request: Request) -> tuple[Machine, ...]:
-    directory = repo.open_directory(request.repository.path)
-    names = directory.machines() if request.machine is None else (request.machine,)
-    found = tuple(_machine(directory, name) for name in names)
-    if not any(machine.points or machine.damaged for machine in found):
-        of_machine = f" of {request.machine}" if request.machine else ""
-        raise errors.NoPoints(path=str(directory.path), of_machine=of_machine)
-    return found
+    with opened(request.repository, request.access) as repository:
+        wanted = repository.machines() if request.machine is None else (request.machine,)
+        found = [_machine(name, repository.listing(name)) for name in wanted]
+        if request.machine is None and (strays := repository.strays()):
+            found.append(Machine(name="?", points=(), damaged=_damaged(strays)))
+        if not any(machine.points or machine.damaged for machine in found):
+            of_machine = f" of {request.machine}" if request.machine else ""
+            raise errors.NoPoints(path=repository.name, of_machine=of_machine)
+        return tuple(found)
 
 
-def _machine(directory: repo.Directory, name: str) -> Machine:
-    listing = directory.listing(name)
-    damaged = tuple(Damaged(id=bad.id, problem=bad.problem) for bad in listing.damaged)
-    return Machine(name=name, points=listing.points, damaged=damaged)
+def _machine(name: str, listing: repo.Listing) -> Machine:
+    return Machine(name=name, points=listing.points, damaged=_damaged(listing.damaged))
+
+
+def _damaged(found: Sequence[repo.Damaged]) -> tuple[Damaged, ...]:
+    return tuple(Damaged(id=bad.id, problem=bad.problem) for bad in found)

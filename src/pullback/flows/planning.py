@@ -18,9 +18,22 @@ from pullback.model.checkpoints import Chain, Mark
 from pullback.model.disks import Disk
 from pullback.model.points import Point, PointDisk, PointRef
 
-#: Images in a chain before a new one is begun: QEMU opens 64 images in 0.13 s, 128 in 0.9 s, 256 in
-#: 7 s (measured on 7.2.22), and every read of an old block looks through all of them.
-LONGEST_CHAIN = 60
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What the repository keeps of the machine."""
+
+    #: Its restore points, oldest first.
+    points: Sequence[Point] = ()
+    #: The repository's id, the owner of checkpoints; "" where there is no repository yet.
+    owner: str = ""
+    #: Restore points that may build on one another before a new chain is begun; None: no matter how many.
+    longest: int | None = None
+
+    @property
+    def newest_first(self) -> tuple[Point, ...]:
+        """The points."""
+        return tuple(reversed(self.points))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +95,12 @@ def select(disks: Sequence[Disk], *, machine: str, only: Sequence[str], exclude:
     return tuple(chosen)
 
 
-def plan(disks: Iterable[Disk], points: Sequence[Point], level: Level) -> tuple[DiskPlan, ...]:
-    """What is done with each disk, given the machine's restore points, oldest first."""
-    newest_first = tuple(reversed(points))
-    return tuple(_plan(disk, newest_first, level) for disk in disks)
+def plan(disks: Iterable[Disk], kept: Kept, level: Level) -> tuple[DiskPlan, ...]:
+    """What is done with each disk."""
+    return tuple(_plan(disk, kept, level) for disk in disks)
 
 
-def _plan(disk: Disk, points: Sequence[Point], level: Level) -> DiskPlan:
+def _plan(disk: Disk, kept: Kept, level: Level) -> DiskPlan:
     chain = checkpoints.chain(disk.bitmaps)
     if disk.untrackable is not None:
         return DiskPlan(disk=disk, chain=chain, reason=disk.untrackable)
@@ -96,18 +108,18 @@ def _plan(disk: Disk, points: Sequence[Point], level: Level) -> DiskPlan:
     decided = DiskPlan(disk=disk, chain=chain, wrecks=wrecks)
     if level is Level.FULL:
         return replace(decided, reason=None)
-    found = _parent(chain, points)
+    found = _parent(chain, kept.newest_first)
     if found is None:
-        return _without_parent(decided, points)
+        return _without_parent(decided, kept)
     point, parent = found
-    return _with_parent(decided, point, parent, points)
+    return _with_parent(decided, point, parent, kept)
 
 
-def _depth(point: Point, disk: PointDisk, points: Sequence[Point]) -> int:
-    """How many images the chain of a disk of a point has."""
-    known = {found.id: found for found in points}
+def _depth(point: Point, disk: PointDisk, kept: Kept, most: int) -> int:
+    """How many images the chain of a disk of a point has, `most` at most."""
+    known = {found.id: found for found in kept.points}
     depth, current = 1, disk
-    while current.parent is not None and current.parent.point in known and depth < LONGEST_CHAIN:
+    while current.parent is not None and current.parent.point in known and depth < most:
         parent = current.parent
         current = next((d for d in known[parent.point].disks if d.target == parent.target), disk)
         depth += 1
@@ -123,27 +135,29 @@ def _parent(chain: Chain, points: Sequence[Point]) -> tuple[Point, PointDisk] | 
     return None
 
 
-def _with_parent(decided: DiskPlan, point: Point, parent: PointDisk, points: Sequence[Point]) -> DiskPlan:
+def _with_parent(decided: DiskPlan, point: Point, parent: PointDisk, kept: Kept) -> DiskPlan:
     assert parent.mark is not None
     since = decided.chain.since(parent.mark)
     if isinstance(since, str):
         return decided.read_whole(since)
     if parent.size != decided.disk.size:
         return decided.read_whole(f"its size changed from {parent.size} to {decided.disk.size} bytes")
-    if _depth(point, parent, points) >= LONGEST_CHAIN:
-        return replace(decided, reason=f"its chain has {LONGEST_CHAIN} images: a new one is begun")
+    if kept.longest is not None and _depth(point, parent, kept, kept.longest) >= kept.longest:
+        return replace(decided, reason=f"its chain has {kept.longest} images: a new one is begun")
     renamed = None if parent.target == decided.disk.target else f"it was {parent.target} before"
     ref = PointRef(point=point.id, target=parent.target)
     return replace(decided, parent=ref, since=tuple(link.mark.bitmap for link in since), reason=renamed)
 
 
-def _without_parent(decided: DiskPlan, points: Sequence[Point]) -> DiskPlan:
+def _without_parent(decided: DiskPlan, kept: Kept) -> DiskPlan:
     """No point's checkpoint is on the disk: a new disk, or a chain that was lost?"""
     disk = decided.disk
-    before = _last_of(disk, points)
+    before = _last_of(disk, kept.newest_first)
     if decided.chain.problem:
         return decided.read_whole(decided.chain.problem)
-    if not points:
+    if any(checkpoints.owner(link.mark.name) == kept.owner for link in decided.chain.links):
+        return decided.read_whole("the restore point of its last checkpoint is not in the repository any more")
+    if not kept.points:
         return replace(decided, reason="it is the first backup")
     if before is None or before.mark is None:
         return replace(decided, reason="it is a new disk" if before is None else "it had no checkpoint")

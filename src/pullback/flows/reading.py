@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +16,25 @@ from pullback.model.points import Point, PointDisk
 from pullback.programs import qemu_nbd
 from pullback.progress import Cancel, Progress
 from pullback.transfer import NbdEndpoint, Piece, copy
-from pullback.units import GiB
+from pullback.transfer.copier import Result
+from pullback.units import GiB, MiB
 
 _WINDOW = 4 * GiB
+#: Bytes of a restore point that are asked for at once.
+_STRETCH = 4 * MiB
 
 
 @contextlib.contextmanager
-def opened(links: tuple[repo.Link, ...], *, name: str, cancel: Cancel) -> Iterator[NbdEndpoint]:
-    """A disk of a restore point as an endpoint: its chain of images, each named by us, served read-only."""
+def opened(repository: repo.Repository, point: Point, target: str, *, cancel: Cancel) -> Iterator[Endpoint]:
+    """A disk of a restore point as an endpoint. Raises `VerificationFailed` for a damaged one."""
+    name = f"restore point {point.id}, disk {target}"
+    if isinstance(repository, repo.ResticRepository):
+        with repository.endpoint(point, target) as chunks:
+            yield chunks
+        return
+    assert isinstance(repository, repo.Directory)
+    links = repository.chain(point, target)
+    # The chain of images, each named by us, served read-only.
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pullback-")))
         address = stack.enter_context(qemu_nbd.serve_graph(repo.graph(links), socket=directory / "point.sock"))
@@ -31,7 +42,7 @@ def opened(links: tuple[repo.Link, ...], *, name: str, cancel: Cancel) -> Iterat
 
 
 def prove(
-    directory: repo.Directory,
+    repository: repo.Repository,
     point: Point,
     disk: PointDisk,
     destination: Endpoint | None,
@@ -43,32 +54,51 @@ def prove(
 
     Gives the bytes read. Raises `VerificationFailed` at the first block that is not what was stored.
     """
-    links = directory.chain(point, disk.target)
-    hashes = directory.hashes(point, disk.target)
-    proof = _Proof(point, disk, hashes)
+    proof = _Proof(point, disk, repository.hashes(point, disk.target))
     progress.start(disk.target, disk.size)
     try:
-        with opened(links, name=f"restore point {point.id}, disk {disk.target}", cancel=cancel) as source:
+        with opened(repository, point, disk.target, cancel=cancel) as source:
             if source.size != disk.size:
                 raise proof.failed("its image has another size")
-            result = copy(
-                source,
-                destination,
-                proof.work(source),
-                observe=proof.compare,
-                advance=partial(progress.advance, disk.target),
-                skip_zeroes=True,
-                block=min(hashes.block_size, max(disk.size, 1)),
-                cancel=cancel,
-            )
+            result = _copy(source, destination, proof, partial(progress.advance, disk.target), cancel)
     except errors.EndpointFailed as error:
         if error.endpoint.startswith("restore point"):
-            raise proof.failed(f"its image cannot be read at offset {error.offset} ({error.reason})") from error
+            raise proof.failed(f"it cannot be read at offset {error.offset} ({error.reason})") from error
         raise
     except errors.ProgramFailed as error:  # qemu-nbd could not even open it
         raise proof.failed(f"its image cannot be opened ({error.message})") from error
     progress.finish(disk.target)
     return result.read
+
+
+def _copy(
+    source: Endpoint, destination: Endpoint | None, proof: _Proof, advance: Callable[[int], None], cancel: Cancel
+) -> Result:
+    block = min(proof.block_size, source.size)
+    if not isinstance(source, repo.PointEndpoint):
+        work = proof.work(source, block)
+        return copy(
+            source,
+            destination,
+            work,
+            observe=proof.compare,
+            advance=advance,
+            skip_zeroes=True,
+            block=block,
+            cancel=cancel,
+        )
+    # Chunks prove themselves by their ids. Several are asked for at once: they often lie side by side.
+    block = min(max(block, _STRETCH), source.size)
+    return copy(
+        source,
+        destination,
+        proof.work(source, block),
+        advance=advance,
+        skip_zeroes=True,
+        workers=source.channels,
+        block=block,
+        cancel=cancel,
+    )
 
 
 class _Proof:
@@ -83,11 +113,17 @@ class _Proof:
         """The error for this disk."""
         return errors.VerificationFailed(point=self._point.id, problem=f"disk {self._disk.target}: {problem}")
 
-    def work(self, source: Endpoint) -> Iterator[Piece]:
-        """Blocks with data are read; those that the image shows as holes must be zero by their hash too."""
+    @property
+    def block_size(self) -> int:
+        """Bytes that one hash is of."""
+        return self._hashes.block_size
+
+    def work(self, source: Endpoint, length: int) -> Iterator[Piece]:
+        """What has data is read, so many bytes at a time; what is shown as holes must be zero by its hash too."""
         size, block = self._disk.size, self._hashes.block_size
         for window in increments.windows(size, block, _WINDOW):
-            step = increments.whole(extents.data(source.extents(window)), window, block=block, size=size)
+            data = extents.align_out(extents.data(source.extents(window)), block, size)
+            step = increments.whole(data, window, block=length, size=size)
             for hole in step.zero_blocks:
                 self._check_hole(hole)
             yield from (Piece(item.read, item.write) for item in step.blocks)

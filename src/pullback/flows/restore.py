@@ -7,14 +7,15 @@ import contextlib
 import enum
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from pullback import errors, repo, state
 from pullback.endpoint import Endpoint
 from pullback.flows import reading
+from pullback.flows.repositories import Access, open_for
 from pullback.flows.threads import blocking
 from pullback.model import urls
 from pullback.model.points import Point, PointDisk
@@ -34,8 +35,9 @@ class Format(enum.StrEnum):
 class Request:
     """What a user asks for."""
 
-    repository: urls.DirectoryRepository
+    repository: urls.Repository
     to: Path
+    access: Access = field(default_factory=Access)
     #: An id, the start of one, `latest`, or a date.
     point: str = "latest"
     machine: str | None = None
@@ -74,30 +76,27 @@ async def restore(request: Request, progress: Progress | None = None) -> Report:
     """
     begun = time.monotonic()
     cancel = Cancel()
-    directory = await asyncio.to_thread(repo.open_directory, request.repository.path)
-    point = await asyncio.to_thread(partial(directory.find, request.point, machine=request.machine))
-    chosen = choose(point, request.only)
+    async with open_for(request.repository, request.access) as repository:
+        point = await asyncio.to_thread(partial(repository.find, request.point, machine=request.machine))
+        outputs = _outputs(request, choose(point, request.only))
+        done = []
+        with repository.reading(point):
+            for target, path in outputs.items():
+                disk, silent = point.disk(target), progress or Silent()
+                work = partial(_restore_disk, repository, point, disk, path, request.format, silent, cancel)
+                done.append(await blocking(work, cancel=cancel))
+    return Report(point=point, disks=tuple(done), seconds=time.monotonic() - begun)
+
+
+def _outputs(request: Request, chosen: Sequence[PointDisk]) -> dict[str, Path]:
+    """The files to be written, none of them there yet, their directory made."""
     outputs = {disk.target: request.to / f"{disk.target}.{request.format}" for disk in chosen}
     if not request.force:
         for path in outputs.values():
             if path.exists() or path.is_symlink():
                 raise errors.DestinationExists(path=str(path))
     _make_directory(request.to)
-    done = []
-    with directory.reading(point):
-        for disk in chosen:
-            work = partial(
-                _restore_disk,
-                directory,
-                point,
-                disk,
-                outputs[disk.target],
-                request.format,
-                progress or Silent(),
-                cancel,
-            )
-            done.append(await blocking(work, cancel=cancel))
-    return Report(point=point, disks=tuple(done), seconds=time.monotonic() - begun)
+    return outputs
 
 
 def choose(point: Point, only: tuple[str, ...]) -> tuple[PointDisk, ...]:
@@ -117,7 +116,7 @@ def _make_directory(path: Path) -> None:
 
 
 def _restore_disk(
-    directory: repo.Directory,
+    repository: repo.Repository,
     point: Point,
     disk: PointDisk,
     path: Path,
@@ -130,7 +129,7 @@ def _restore_disk(
         beside.unlink()
     try:
         with _destination(beside, disk, format, cancel) as destination:
-            read = reading.prove(directory, point, disk, destination, progress=progress, cancel=cancel)
+            read = reading.prove(repository, point, disk, destination, progress=progress, cancel=cancel)
         beside.rename(path)
         state.sync_directory(path.parent)
     except errors.DestinationFull as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from pullback import errors, repo
 from pullback.flows import reading
+from pullback.flows.repositories import Access, open_for
 from pullback.flows.restore import choose
 from pullback.flows.threads import blocking
 from pullback.model import urls
@@ -20,7 +21,8 @@ from pullback.progress import Cancel, Progress, Silent
 class Request:
     """What a user asks for."""
 
-    repository: urls.DirectoryRepository
+    repository: urls.Repository
+    access: Access = field(default_factory=Access)
     point: str = "latest"
     machine: str | None = None
     only: tuple[str, ...] = ()
@@ -57,49 +59,52 @@ class Report:
 async def verify(request: Request, progress: Progress | None = None) -> Report:
     """Read and compare; damage is in the report, not raised, so that all of it is found."""
     begun = time.monotonic()
-    directory = await asyncio.to_thread(repo.open_directory, request.repository.path)
     verdicts: list[Verdict] = []
     points: list[Point] = []
-    if request.all:
-        await asyncio.to_thread(_collect, directory, request.machine, points, verdicts)
-    else:
-        points.append(await asyncio.to_thread(partial(directory.find, request.point, machine=request.machine)))
-    for point in points:
-        verdicts += await _verify_point(directory, point, request, progress or Silent())
-    if not verdicts:
-        raise errors.NoPoints(path=str(directory.path))
+    async with open_for(request.repository, request.access) as repository:
+        if request.all:
+            await asyncio.to_thread(_collect, repository, request.machine, points, verdicts)
+        else:
+            points.append(await asyncio.to_thread(partial(repository.find, request.point, machine=request.machine)))
+        for point in points:
+            verdicts += await _verify_point(repository, point, request, progress or Silent())
+        if not verdicts:
+            raise errors.NoPoints(path=repository.name)
     return Report(verdicts=tuple(verdicts), seconds=time.monotonic() - begun)
 
 
-def _collect(directory: repo.Directory, machine: str | None, points: list[Point], verdicts: list[Verdict]) -> None:
-    for name in directory.machines() if machine is None else (machine,):
-        listing = directory.listing(name)
+def _collect(repository: repo.Repository, machine: str | None, points: list[Point], verdicts: list[Verdict]) -> None:
+    for name in repository.machines() if machine is None else (machine,):
+        listing = repository.listing(name)
         points += listing.points
         verdicts += [
             Verdict(machine=name, point=damaged.id, target="", problem=damaged.problem) for damaged in listing.damaged
         ]
 
 
-async def _verify_point(directory: repo.Directory, point: Point, request: Request, progress: Progress) -> list[Verdict]:
+async def _verify_point(
+    repository: repo.Repository, point: Point, request: Request, progress: Progress
+) -> list[Verdict]:
     verdicts = []
-    with directory.reading(point):
+    with repository.reading(point):
         for disk in choose(point, request.only):
             cancel = Cancel()
-            work = partial(_verify_disk, directory, point, disk, progress, cancel, alone=not request.all)
+            work = partial(_verify_disk, repository, point, disk, progress, cancel, alone=not request.all)
             verdicts.append(await blocking(work, cancel=cancel))
     return verdicts
 
 
 def _verify_disk(
-    directory: repo.Directory, point: Point, disk: PointDisk, progress: Progress, cancel: Cancel, *, alone: bool
+    repository: repo.Repository, point: Point, disk: PointDisk, progress: Progress, cancel: Cancel, *, alone: bool
 ) -> Verdict:
     try:
-        links = directory.chain(point, disk.target)
-        # With --all each image is checked with the point that it belongs to.
-        problems = repo.complaints(links if alone else links[:1])
-        if problems:
-            return Verdict(machine=point.machine, point=point.id, target=disk.target, problem="; ".join(problems))
-        read = reading.prove(directory, point, disk, None, progress=progress, cancel=cancel)
+        if isinstance(repository, repo.Directory):
+            links = repository.chain(point, disk.target)
+            # With --all each image is checked with the point that it belongs to.
+            problems = repo.complaints(links if alone else links[:1])
+            if problems:
+                return Verdict(machine=point.machine, point=point.id, target=disk.target, problem="; ".join(problems))
+        read = reading.prove(repository, point, disk, None, progress=progress, cancel=cancel)
     except errors.VerificationFailed as error:
         return Verdict(machine=point.machine, point=point.id, target=disk.target, problem=error.problem)
     return Verdict(machine=point.machine, point=point.id, target=disk.target, read=read)

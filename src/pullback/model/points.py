@@ -2,10 +2,10 @@
 
 A manifest is one JSON object (UTF-8, sorted keys) with an own checksum:
 
-    {"format": 1, "minor": 0, "sha256": "<of all the rest in canonical form>",
+    {"format": 1, "minor": 1, "sha256": "<of all the rest in canonical form>",
      "id": "20261124T060018Z-1f2e3d4c", "machine": "web01", "created": "2026-11-24T06:00:18.250000Z",
      "level": "auto", "pullback": "0.1.0", "qemu": "7.2.22", "engine": "filter", "pause_us": 4900,
-     "checkpoint": "auto.….…" | null, "notes": ["…"],
+     "checkpoint": "auto.….…" | null, "notes": ["…"], "host": "kvm1", "milliseconds": 1330, "tags": ["…"],
      "disks": [{"target": "vda", "qdev": …, "serial": …, "source": …, "source_format": …,
                 "size": 8589934592, "mode": "incremental", "reason": null,
                 "parent": {"point": "…", "target": "vda"} | null,
@@ -41,7 +41,7 @@ from pullback.units import KiB, MiB
 #: The format that this Pullback writes, and the highest that it reads.
 FORMAT = 1
 #: Additions within the format that an older Pullback may ignore.
-MINOR = 0
+MINOR = 1
 #: Bytes of a manifest that are read at most: 256 disks with the longest texts are far below.
 MAX_MANIFEST = 16 * MiB
 #: Disks of one point: virtio-scsi alone could have more, nobody was seen with more than 100.
@@ -60,6 +60,7 @@ MAX_BLOCK = 256 * MiB
 _MAX_INTEGER = (1 << 63) - 1
 _SECTOR = 512
 _MICRO = 1_000_000
+_MILLI = 1_000
 _MAX_PAUSE_US = 86_400 * _MICRO
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _SNAPSHOT_ID = re.compile(r"[0-9a-f]{64}")
@@ -176,6 +177,12 @@ class Point:
     disks: tuple[PointDisk, ...]
     #: Sentences for people: what fell back, what was left out.
     notes: tuple[str, ...] = ()
+    #: The host that the machine ran on; None in points of format 1.0.
+    host: str | None = None
+    #: Seconds that the backup took (kept to the millisecond); None in points of format 1.0.
+    seconds: float | None = None
+    #: The user's words for it. In restic's format they are the snapshot's, and not in the manifest.
+    tags: tuple[str, ...] = ()
 
     def disk(self, target: str) -> PointDisk:
         """The disk of that name; raises `UnknownDisk`."""
@@ -261,6 +268,9 @@ def document(point: Point) -> dict[str, object]:
         "checkpoint": point.checkpoint,
         "disks": [_disk_document(disk) for disk in point.disks],
         "notes": [showable(note) for note in point.notes],
+        "host": _shown(point.host),
+        "milliseconds": None if point.seconds is None else round(point.seconds * _MILLI),
+        "tags": list(point.tags),
     }
 
 
@@ -282,9 +292,12 @@ def _disk_document(disk: PointDisk) -> dict[str, object]:
         "stored": disk.stored,
         "read": disk.read,
     }
-    if (files := disk.files) is not None:
-        values |= {"image": files.image, "hashes": files.hashes, "structure": files.structure}
-    return values
+    files = disk.files
+    return values | {
+        "image": files and files.image,
+        "hashes": files and files.hashes,
+        "structure": files and files.structure,
+    }
 
 
 def _mark_document(mark: Mark) -> dict[str, object]:
@@ -301,10 +314,12 @@ def encode(point: Point) -> bytes:
     In restic's format (`point.disks` without `files`) it lacks the id, which is made from it.
     Raises `VerificationFailed` if the point is such that it could not be read back.
     """
-    body: dict[str, object] = {"format": FORMAT, "minor": MINOR, **document(point)}
     nameless = all(disk.files is None for disk in point.disks)
-    if nameless:
-        del body["id"]
+    body: dict[str, object] = {
+        "format": FORMAT,
+        "minor": MINOR,
+        **(_without_place(point) if nameless else document(point)),
+    }
     try:
         body["sha256"] = _checksum(body)
     except ValueError as error:
@@ -312,6 +327,17 @@ def encode(point: Point) -> bytes:
     data = json.dumps(body, ensure_ascii=False, sort_keys=True, indent=1).encode() + b"\n"
     decode(data, name=showable(point.id), identity=point.id if nameless else None)
     return data
+
+
+def _without_place(point: Point) -> dict[str, object]:
+    """What a manifest in restic's format says: neither its own id, nor tags, nor files."""
+    body = document(point)
+    del body["id"], body["tags"]
+    body["disks"] = [
+        {key: value for key, value in _disk_document(disk).items() if key not in ("image", "hashes", "structure")}
+        for disk in point.disks
+    ]
+    return body
 
 
 def _checksum(body: dict[str, object]) -> str:
@@ -354,7 +380,8 @@ def _body(data: bytes, name: str) -> _Fields:
     found = fields.integer("format", 1)
     if found > FORMAT:
         raise errors.RepositoryTooNew(path=name, found=found, known=FORMAT)
-    fields.lenient = fields.integer("minor", 0) > MINOR
+    fields.minor = fields.integer("minor", 0)
+    fields.lenient = fields.minor > MINOR
     if fields.pattern("sha256", _SHA256) != _checksum(fields.all()):
         raise _BadManifest("its checksum is wrong")
     return fields
@@ -385,6 +412,8 @@ class _Fields:
         self._left = set(self._values)
         self._where = where
         self.lenient = lenient
+        #: Of the manifest as a whole; known to its outermost object only.
+        self.minor = 0
 
     def all(self) -> dict[str, object]:
         return self._values
@@ -457,7 +486,10 @@ def _point(fields: _Fields, identity: str | None) -> Point:
         pause=fields.integer("pause_us", 0, _MAX_PAUSE_US) / _MICRO,
         checkpoint=fields.optional("checkpoint", fields.text),
         disks=_disks(fields, with_files=identity is None),
-        notes=_notes(fields),
+        notes=_texts(fields, "notes"),
+        host=fields.optional("host", fields.text) if fields.minor else None,
+        seconds=_seconds(fields) if fields.minor else None,
+        tags=_texts(fields, "tags") if fields.minor and identity is None else (),
     )
     fields.end()
     _agree(point)
@@ -469,9 +501,14 @@ def _created(fields: _Fields) -> datetime:
     return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC)
 
 
-def _notes(fields: _Fields) -> tuple[str, ...]:
-    notes = fields.items("notes", 0, MAX_NOTES)
-    return tuple(_Fields({"note": note}, "'notes'").text("note") for note in notes)
+def _texts(fields: _Fields, key: str) -> tuple[str, ...]:
+    found = fields.items(key, 0, MAX_NOTES)
+    return tuple(_Fields({"text": text}, f"{key!r}").text("text") for text in found)
+
+
+def _seconds(fields: _Fields) -> float | None:
+    found = fields.optional("milliseconds", lambda key: fields.integer(key, 0))
+    return None if found is None else found / _MILLI
 
 
 def _disks(fields: _Fields, *, with_files: bool) -> tuple[PointDisk, ...]:

@@ -8,26 +8,45 @@ from pullback.repo.directory.chain import MAX_DEPTH, Link, complaints, graph, ps
 from pullback.repo.directory.pending import PendingPoint
 from pullback.repo.directory.repository import Directory, create_or_open, open_directory
 from pullback.repo.interface import Damaged, Listing, Repository, Sealed
+from pullback.repo.interface import PendingPoint as Pending
+from pullback.repo.store import MAX_WHOLE, Kind, Store, Stored, path_of
+from pullback.repo.passwords import find as find_password
+from pullback.repo.restic.pending import PendingPoint as PendingSnapshot
+from pullback.repo.restic.reader import PointEndpoint
+from pullback.repo.restic.repository import Repository as ResticRepository
+from pullback.repo.restic.repository import create_repository, open_repository
+from pullback.repo.store.opening import create_store, open_store
 
-#: A point being written, to either kind of repository.
-Pending = PendingPoint
 
 __all__ = [
     "MAX_DEPTH",
+    "MAX_WHOLE",
     "Damaged",
     "Directory",
     "HashList",
+    "Kind",
     "Link",
     "Listing",
     "Pending",
     "PendingPoint",
+    "PendingSnapshot",
+    "PointEndpoint",
     "Repository",
+    "ResticRepository",
     "Sealed",
+    "Store",
+    "Stored",
     "block_size_for",
     "complaints",
     "create_or_open",
+    "create_repository",
+    "create_store",
+    "find_password",
     "graph",
     "open_directory",
+    "path_of",
+    "open_repository",
+    "open_store",
     "pseudo_filename",
     "zero_hash",
 ]

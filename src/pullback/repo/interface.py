@@ -86,11 +86,18 @@ class Repository(Protocol):
     def id(self) -> str:
         """16 hex digits that are its own; a copy of it keeps them."""
 
+    @property
+    def longest_chain(self) -> int | None:
+        """Increments that may build on one another before a whole read is due; None: no matter how many."""
+
     def machines(self) -> tuple[str, ...]:
         """The machines of which it keeps points, sorted."""
 
     def listing(self, machine: str) -> Listing:
         """The machine's points. A damaged one is told, and is no reason to fail."""
+
+    def strays(self) -> tuple[Damaged, ...]:
+        """Restore points so damaged that not even their machine can be told."""
 
     def point(self, machine: str, identity: str) -> Point:
         """The point with exactly that id; raises `UnknownPoint`."""

