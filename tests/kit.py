@@ -17,14 +17,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pullback import state
+from pullback import repo, state
 from pullback.engine import monitor
 from pullback.engine.disks import device_path
 from pullback.flows import backup as backup_flow
 from pullback.flows import restore as restore_flow
 from pullback.flows import verify as verify_flow
+from pullback.flows.repositories import Access
 from pullback.model import urls
 from pullback.programs import qemu, qemu_img
+from pullback.repo.restic import keys
+from pullback.repo.store.local import LocalStore
 from pullback.units import KiB, MiB
 
 SIZE = 8 * MiB
@@ -38,6 +41,8 @@ class Box:
     disks: list[qemu.Disk]
     name: str = "web01"
     extra: Sequence[str] = ()
+    #: The kind of its repository: "dir" or "restic".
+    kind: str = "dir"
     model: dict[str, bytearray] = field(default_factory=dict)
     process: qemu.Qemu | None = None
 
@@ -62,6 +67,16 @@ class Box:
     def repository(self) -> Path:
         """Where backups go."""
         return self.directory / "repo"
+
+    @property
+    def place(self) -> urls.Repository:
+        """The repository, as requests name it."""
+        return place_of(self.repository, self.kind)
+
+    @property
+    def access(self) -> Access:
+        """What opens it."""
+        return access_of(self.directory)
 
     @property
     def directories(self) -> state.Directories:
@@ -155,7 +170,8 @@ class Box:
         """A backup of this machine."""
         base = backup_flow.Request(
             machine=urls.QmpMachine(socket=self.qmp),
-            repository=urls.DirectoryRepository(path=self.repository),
+            repository=self.place,
+            access=self.access,
             directories=self.directories,
         )
         return replace(base, **changes)
@@ -167,21 +183,21 @@ class Box:
     def restored(self, point: str = "latest", **changes: Any) -> dict[str, bytes]:
         """Restore a point; gives the disks' contents by target."""
         to = self.directory / f"out-{len(list(self.directory.glob('out-*')))}"
-        request = restore_flow.Request(
-            repository=urls.DirectoryRepository(path=self.repository), to=to, point=point, **changes
-        )
+        words = {"repository": self.place, "access": self.access} | changes
+        request = restore_flow.Request(to=to, point=point, **words)
         report = asyncio.run(restore_flow.restore(request))
         return {disk.target: disk.path.read_bytes() for disk in report.disks}
 
     def verify(self, **changes: Any) -> verify_flow.Report:
         """Verify."""
-        repository = changes.pop("repository", self.repository)
-        request = verify_flow.Request(repository=urls.DirectoryRepository(path=repository), **changes)
+        place = place_of(changes.pop("repository", self.repository), self.kind)
+        request = verify_flow.Request(repository=place, access=self.access, **changes)
         return asyncio.run(verify_flow.verify(request))
 
     def cli(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the command line in a process of its own."""
-        return run_cli(*words, state=self.directory / "state", **options)
+        password = {"PULLBACK_PASSWORD_FILE": str(password_file(self.directory))}
+        return run_cli(*words, state=self.directory / "state", environ=password, **options)
 
     # -- what must hold ----------------------------------------------------------------------
 
@@ -207,14 +223,46 @@ class Box:
         return [b for b in node.get("dirty-bitmaps", []) if b.get("name", "").startswith("pullback/")]
 
 
-def run_cli(*words: object, state: Path, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+#: The password of all repositories of tests.
+PASSWORD = "correct horse"
+
+
+def place_of(path: Path, kind: str) -> urls.Repository:
+    """A repository's place by its path."""
+    if kind == "dir":
+        return urls.DirectoryRepository(path=path)
+    return urls.ResticRepository(location=urls.LocalPlace(path=path))
+
+
+def password_file(directory: Path) -> Path:
+    """A file with the password, in `directory`."""
+    path = directory / "password"
+    if not path.exists():
+        path.write_text(PASSWORD)
+    return path
+
+
+def access_of(directory: Path) -> Access:
+    """What opens the repositories of tests; their cache is in `directory`."""
+    environ = dict(os.environ) | {"PULLBACK_PASSWORD_FILE": str(password_file(directory))}
+    return Access(environ=environ, cache=directory / "cache")
+
+
+def make_repository(path: Path, caches: Path) -> None:
+    """An empty repository in restic's format, whose password costs next to nothing to try."""
+    repo.create_repository(LocalStore.create(path), PASSWORD, caches=caches, cost=keys.Cost(1024, 8, 1)).close()
+
+
+def run_cli(
+    *words: object, state: Path, timeout: float = 60, environ: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run `pullback` as a program."""
     return subprocess.run(
         [sys.executable, "-m", "pullback.cli.main", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=os.environ | {"PULLBACK_STATE_DIR": str(state)},
+        env=os.environ | {"PULLBACK_STATE_DIR": str(state)} | (environ or {}),
         check=False,
         **options,
     )
@@ -241,6 +289,8 @@ def boxes(directory: Path) -> Iterator[MakeBox]:
         box = Box(place, [replace(disk, path=place / disk.path) for disk in chosen], **options)
         made.append(box)
         box.make_images(size)
+        if box.kind == "restic":
+            make_repository(box.repository, place / "cache" / "repositories")
         if start:
             box.start()
         return box

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import kit
 from kit import CLUSTER, Box, MakeBox
 from pullback import errors
 from pullback.model.backups import Fleecing, Level
 from pullback.model.points import Mode
 from pullback.programs import qemu
 from pullback.units import KiB, MiB
+
+@pytest.fixture(params=["dir", "restic"])
+def make_box(make_box: MakeBox, request: pytest.FixtureRequest) -> MakeBox:
+    """Everything here holds for both kinds of repository."""
+    return partial(make_box, kind=request.param)
+
 
 ENGINES = [Fleecing.FILTER, Fleecing.CLASSIC]
 
@@ -163,7 +171,10 @@ def test_level_full_reads_everything_and_keeps_the_chain_going(box: Box) -> None
 
 
 def test_two_repositories_have_chains_of_their_own(box: Box) -> None:
-    second = {"repository": type(box.request().repository)(path=box.directory / "repo2")}
+    other = box.directory / "repo2"
+    second = {"repository": kit.place_of(other, box.kind)}
+    if box.kind == "restic":
+        kit.make_repository(other, box.directory / "cache" / "repositories")
     box.write("vda", 0x11, 0, 1 * MiB)
     box.backup()
     box.write("vda", 0x12, 1 * MiB, 64 * KiB)

@@ -450,7 +450,9 @@ class _Copying:
         self._suspects: list[Extent] = []
         self._trims = contextlib.ExitStack()
         self._trimmer = self._trims.enter_context(source.channel()) if self._unit else None
+        #: Guards the trimmer, which the filling's threads may use even after the copy has ended.
         self._trimming = threading.Lock()
+        self._over = self._trimmer is None
 
     def run(self) -> int:
         """Copy everything that is needed; gives the bytes read from the machine."""
@@ -459,6 +461,7 @@ class _Copying:
         if self._trimmer:
             self._filled.when_durable(self._settled)
         with self._trims:
+            self._trims.callback(self._end_trims)
             first = copy(
                 self._source,
                 self._filled.destination,
@@ -525,8 +528,12 @@ class _Copying:
         assert self._unit is not None
         spared = extents.subtract(ranges, [self._source.spared])
         with self._trimming:
-            for extent in extents.align_in(spared, self._unit):
+            for extent in () if self._over else extents.align_in(spared, self._unit):
                 self._trimmer.trim(extent.start, extent.length)
+
+    def _end_trims(self) -> None:
+        with self._trimming:
+            self._over = True
 
     def _resolve_suspects(self) -> int:
         """Blocks with holes that no bitmap accounts for: those that really differ from the parent are stored."""

@@ -23,19 +23,17 @@ class Access:
     prompt: Callable[[], str] | None = None
     #: Hears sentences about a server that does not answer at once.
     notice: Callable[[str], None] | None = None
-    #: Where what is known of repositories is kept; None: as `caches` finds it.
+    #: Where what is known of repositories is kept, unless `environ` says so; None: in our own cache directory.
     cache: Path | None = None
 
     @property
     def caches(self) -> Path:
         """PULLBACK_CACHE_DIR, RESTIC_CACHE_DIR, else ours: repositories are known below it."""
-        if self.cache is not None:
-            return self.cache
         if text := self.environ.get("PULLBACK_CACHE_DIR"):
             return Path(text).absolute()
         if text := self.environ.get("RESTIC_CACHE_DIR"):
             return Path(text).absolute() / "pullback"
-        return state.directories().cache / "repositories"
+        return (self.cache or state.directories().cache) / "repositories"
 
     def password(self, url: str) -> str:
         """The password; raises as `repo.find_password` does."""
