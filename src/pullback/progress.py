@@ -59,6 +59,11 @@ class Cancel:
         """Has anybody asked?"""
         return self._event.is_set()
 
+    def wait(self, seconds: float) -> None:
+        """Do nothing for so long, or until somebody asks; then raise the reason."""
+        if self._event.wait(seconds):
+            self.check()
+
     def check(self) -> None:
         """Raise the reason if somebody asked."""
         if self._event.is_set():

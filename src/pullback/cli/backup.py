@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pullback.cli import options
+from pullback import errors, units
+from pullback.cli import configured, options
 from pullback.cli.output import Output
-from pullback.cli.running import run
+from pullback.cli.running import fail, run
+from pullback.config import Machine as Configured
 from pullback.errors import Exit
 from pullback.model.backups import Fleecing, Level, Quiescing
+from pullback.model.hooks import Hooks
 
 if TYPE_CHECKING:
     from pullback.flows import backup as flow
+    from pullback.flows import several
+    from pullback.model import urls
 
 
 def backup(
-    machine: options.Machine,
-    repository: options.Repository,
+    machine: options.Machines,
+    repository: options.Repositories = None,
     level: Annotated[
         Level, typer.Option(help="auto: what changed, where that is known; full: everything.")
     ] = Level.AUTO,
@@ -29,6 +36,13 @@ def backup(
         typer.Option("--exclude", "-x", metavar="TARGET", help="Leave this disk out. May be repeated."),
     ] = None,
     name: options.Name = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="WORD", help="A word for the restore point. May be repeated.")
+    ] = None,
+    parallel: Annotated[
+        int, typer.Option("--parallel", "-p", metavar="N", min=1, max=64, help="So many machines at a time.")
+    ] = 1,
+    limit_rate: options.LimitRate = None,
     scratch: options.Scratch = None,
     engine: options.Engine = None,
     nbd_server: Annotated[
@@ -42,65 +56,122 @@ def backup(
     strict: Annotated[
         bool, typer.Option("--strict", help="A chain that did not continue is a failure (1 instead of 3).")
     ] = False,
+    config: options.Config = None,
     state_dir: options.StateDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Back up a machine, running or off: its disks are frozen at one instant, and only what changed is read."""
+    """Back up machines, running or off: their disks are frozen at one instant, and only what changed is read."""
     output = Output(json, quiet, verbose)
-    quiescing = Quiescing(
-        wish=quiesce, agent=agent.absolute() if agent else None, mount_points=tuple(mount_point or ())
-    )
-    request = run(
-        _request(machine, repository, level, disk, exclude, name, scratch, engine, nbd_server, quiescing, state_dir),
-        output,
-    )
-    if dry_run:
-        _dry_run(request, output)
-        return
-    _backup(request, output, strict=strict)
-
-
-async def _request(
-    machine: str,
-    repository: str,
-    level: Level,
-    disk: list[str] | None,
-    exclude: list[str] | None,
-    name: str | None,
-    scratch: Path | None,
-    engine: Fleecing | None,
-    nbd_server: str | None,
-    quiescing: Quiescing,
-    state_dir: Path | None,
-) -> flow.Request:
-    from pullback import state
-    from pullback.flows import backup as flow
-    from pullback.model import urls
-
-    return flow.Request(
-        machine=urls.machine(machine),
-        repository=urls.repository(repository),
+    wish = _Wish(
+        repositories=tuple(repository or ()),
         level=level,
         only=tuple(disk or ()),
         exclude=tuple(exclude or ()),
         name=name,
+        tags=tuple(tag or ()),
+        limit_rate=limit_rate,
         scratch=scratch.absolute() if scratch else None,
-        fleecing=engine,
-        nbd_server=urls.unix_socket(nbd_server) if nbd_server else None,
-        quiescing=quiescing,
-        directories=state.directories(state_dir),
+        engine=engine,
+        nbd_server=nbd_server,
+        quiescing=Quiescing(
+            wish=quiesce, agent=agent.absolute() if agent else None, mount_points=tuple(mount_point or ())
+        ),
+        state_dir=state_dir,
+    )
+    tasks = run(_tasks(machine, wish, config), output)
+    if dry_run:
+        for task in tasks:
+            _dry_run(task.request, output)
+        return
+    _backup(tasks, output, parallel=parallel, strict=strict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """What the options say; it goes before what is configured."""
+
+    repositories: tuple[str, ...]
+    level: Level
+    only: tuple[str, ...]
+    exclude: tuple[str, ...]
+    name: str | None
+    tags: tuple[str, ...]
+    limit_rate: str | None
+    scratch: Path | None
+    engine: Fleecing | None
+    nbd_server: str | None
+    quiescing: Quiescing
+    state_dir: Path | None
+
+
+async def _tasks(machines: Sequence[str], wish: _Wish, path: Path | None) -> list[several.Task]:
+    """One for each machine and repository."""
+    known = configured.load(path)
+    found = []
+    for name in machines:
+        place, of = configured.machine(name, known)
+        for chosen in configured.repositories(wish.repositories, of, known, state=wish.state_dir):
+            found.append(_task(name, place, of, chosen, wish))
+    if wish.name is not None and len(machines) > 1:
+        raise errors.UsageError(problem="--name is for one machine, and there are several")
+    return found
+
+
+def _task(
+    name: str, place: urls.Machine, of: Configured | None, chosen: configured.Chosen, wish: _Wish
+) -> several.Task:
+    from pullback import state
+    from pullback.flows import backup as flow
+    from pullback.flows import several
+    from pullback.model import urls
+
+    limit = units.parse_size(wish.limit_rate) if wish.limit_rate else None
+    request = flow.Request(
+        machine=place,
+        repository=chosen.place,
+        access=chosen.access,
+        level=wish.level,
+        only=wish.only or (of.disks if of else ()),
+        exclude=wish.exclude or (of.exclude if of and not wish.only else ()),
+        name=wish.name or (of.identity if of else None),
+        scratch=wish.scratch or (of.scratch if of else None),
+        fleecing=wish.engine or (of.engine if of else None),
+        nbd_server=urls.unix_socket(wish.nbd_server) if wish.nbd_server else None,
+        quiescing=_quiescing(wish.quiescing, of),
+        tags=wish.tags or (of.tags if of else ()),
+        rate=limit or (chosen.configured.limit_rate if chosen.configured else None),
+        directories=state.directories(wish.state_dir),
+    )
+    return several.Task(machine=name, request=request, hooks=of.hooks if of else Hooks())
+
+
+def _quiescing(wish: Quiescing, of: Configured | None) -> Quiescing:
+    if of is None:
+        return wish
+    return Quiescing(
+        wish=wish.wish or of.quiesce,
+        agent=wish.agent or of.agent,
+        mount_points=wish.mount_points or of.mount_points,
     )
 
 
-def _backup(request: flow.Request, output: Output, *, strict: bool) -> None:
-    from pullback.flows import backup as flow
+def _backup(tasks: Sequence[several.Task], output: Output, *, parallel: int, strict: bool) -> None:
+    """Make them, say what became of each, and end with the worst of it."""
+    from pullback.flows import several
 
     with output.progress() as progress:
-        report = run(flow.backup(request, progress), output)
-    output.result("backup", _document(report), [] if output.quiet else _lines(report))
-    if report.broken:
+        outcomes = run(several.backups(tasks, progress, parallel=parallel), output)
+    for outcome in outcomes:
+        if outcome.report is not None:
+            output.result("backup", _document(outcome.report), [] if output.quiet else _lines(outcome.report))
+    failed = [outcome.error for outcome in outcomes if outcome.error is not None]
+    for error in failed[1:]:
+        output.error(error)
+    if failed:
+        fail(failed[0], output)
+    if any(outcome.warnings or (outcome.report and outcome.report.broken) for outcome in outcomes):
         raise SystemExit(int(Exit.FAILED if strict else Exit.WARNED))
 
 

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from pullback.cli import backup, checkpoint, events, export, job, machines, overlay, points, snapshot
+from pullback.cli import (
+    backup,
+    checkpoint,
+    completion,
+    events,
+    export,
+    job,
+    machines,
+    overlay,
+    points,
+    restore,
+    snapshot,
+)
 from pullback.errors import Exit
 from pullback.version import __version__
 
@@ -21,12 +33,13 @@ app = typer.Typer(
 )
 app.command("backup")(backup.backup)
 app.command("list")(points.listing)
-app.command("restore")(points.restore)
+app.command("restore")(restore.restore)
 app.command("verify")(points.verify)
 app.command("info")(machines.info)
 app.command("recover")(machines.recover)
 app.command("untrack")(machines.untrack)
 app.command("events")(events.events)
+app.command("completion")(completion.command_of(app))
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(export.app, name="export")

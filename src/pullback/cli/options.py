@@ -17,6 +17,14 @@ Machine = Annotated[
         "(images:vda=/srv/a.qcow2,vdb=raw:/srv/b.raw).",
     ),
 ]
+Machines = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MACHINE...",
+        help="QEMU processes, by their QMP sockets (qmp:/run/web01.sock), machines that are off, by their images "
+        "(images:vda=/srv/a.qcow2,vdb=raw:/srv/b.raw), or configured names.",
+    ),
+]
 Point = Annotated[
     str,
     typer.Argument(
@@ -24,14 +32,34 @@ Point = Annotated[
         help="An id, the start of one, 'latest', or a date in local time (the last point not after it).",
     ),
 ]
+_REPOSITORY_HELP = (
+    "Where restore points are kept: a repository in restic's format (/path, s3:https://host/bucket/prefix), a plain "
+    "directory of images (dir:/path), or a configured name. Without it: PULLBACK_REPOSITORY, RESTIC_REPOSITORY, or "
+    "what is configured."
+)
 Repository = Annotated[
-    str,
+    str | None,
+    typer.Option("--repository", "-r", metavar="REPO", help=_REPOSITORY_HELP),
+]
+Repositories = Annotated[
+    list[str] | None,
     typer.Option(
         "--repository",
         "-r",
         metavar="REPO",
-        envvar="PULLBACK_REPOSITORY",
-        help="Where restore points are kept (dir:/path).",
+        help=_REPOSITORY_HELP + " May be repeated: each has a checkpoint of its own.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The configuration (default: /etc/pullback/config.toml)."),
+]
+LimitRate = Annotated[
+    str | None,
+    typer.Option(
+        "--limit-rate",
+        metavar="RATE",
+        help="So much a second at most (10M, 500K): sent to the repository, or read for a dir: one.",
     ),
 ]
 MachineName = Annotated[

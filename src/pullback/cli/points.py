@@ -1,24 +1,22 @@
-"""pullback list, restore, verify: what lies in a repository."""
+"""pullback list, verify: what lies in a repository."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pullback.cli import options
+from pullback.cli import configured, options
 from pullback.cli.output import Output
 from pullback.cli.running import run
 from pullback.errors import Exit
 
 if TYPE_CHECKING:
-    from pullback.flows.restore import Format
     from pullback.model.points import Point
 
 
 def listing(
-    repository: options.Repository,
+    repository: options.Repository = None,
     machine: options.MachineName = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -42,11 +40,11 @@ def listing(
     output.result("list", values, [line for found in machines for line in _table(found)])
 
 
-async def _listing_request(repository: str, machine: str | None) -> flow_listing.Request:
+async def _listing_request(repository: str | None, machine: str | None) -> flow_listing.Request:
     from pullback.flows import listing as flow
-    from pullback.model import urls
 
-    return flow.Request(repository=urls.repository(repository), machine=machine)
+    chosen = configured.repository(repository, configured.load(None))
+    return flow.Request(repository=chosen.place, access=chosen.access, machine=machine)
 
 
 def _summary(point: Point) -> dict[str, object]:
@@ -74,73 +72,8 @@ def _table(found: flow_listing.Machine) -> list[str]:
     return lines
 
 
-def restore(
-    repository: options.Repository,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Directory for the disks (DIR/vda.raw …).")],
-    point: options.Point = "latest",
-    disk: options.Disks = None,
-    format: Annotated[str, typer.Option(metavar="raw|qcow2", help="What the disks are written as.")] = "raw",
-    machine: options.MachineName = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> None:
-    """Write the disks of a restore point to files, each byte proven while it is written."""
-    from pullback.flows import restore as flow
-    from pullback.units import format_duration, format_size
-
-    output = Output(json, quiet, verbose)
-    request = run(_restore_request(repository, to, point, disk, format, machine, force=force), output)
-    with output.progress() as progress:
-        report = run(flow.restore(request, progress), output)
-    values: dict[str, object] = {
-        "point": report.point.id,
-        "machine": report.point.machine,
-        "created": report.point.created.isoformat(),
-        "seconds": round(report.seconds, 3),
-        "disks": [
-            {"target": done.target, "path": str(done.path), "size": done.size, "read": done.read, "digest": done.digest}
-            for done in report.disks
-        ],
-    }
-    lines = [f"{report.point.machine}: restored {report.point.id}"]
-    lines += [f"  {done.path}  {format_size(done.size)}, proven" for done in report.disks]
-    lines.append(f"  {format_duration(report.seconds)} in all")
-    output.result("restore", values, [] if quiet else lines)
-
-
-async def _restore_request(
-    repository: str, to: Path, point: str, disk: list[str] | None, format: str, machine: str | None, *, force: bool
-) -> flow_restore.Request:
-    from pullback.flows import restore as flow
-    from pullback.model import urls
-
-    return flow.Request(
-        repository=urls.repository(repository),
-        to=to.absolute(),
-        point=point,
-        machine=machine,
-        only=tuple(disk or ()),
-        format=_format(format),
-        force=force,
-    )
-
-
-def _format(text: str) -> Format:
-    from pullback import errors
-    from pullback.flows.restore import Format
-
-    try:
-        return Format(text)
-    except ValueError as error:
-        raise errors.UsageError(
-            problem=f"{text!r} is no format that a disk can be written as; there are raw and qcow2"
-        ) from error
-
-
 def verify(
-    repository: options.Repository,
+    repository: options.Repository = None,
     point: options.Point = "latest",
     everything: Annotated[bool, typer.Option("--all", help="All restore points.")] = False,
     disk: options.Disks = None,
@@ -181,15 +114,16 @@ def verify(
 
 
 async def _verify_request(
-    repository: str, point: str, only: tuple[str, ...], machine: str | None, *, everything: bool
+    repository: str | None, point: str, only: tuple[str, ...], machine: str | None, *, everything: bool
 ) -> flow_verify.Request:
     from pullback.flows import verify as flow
-    from pullback.model import urls
 
-    return flow.Request(repository=urls.repository(repository), point=point, machine=machine, only=only, all=everything)
+    chosen = configured.repository(repository, configured.load(None))
+    return flow.Request(
+        repository=chosen.place, access=chosen.access, point=point, machine=machine, only=only, all=everything
+    )
 
 
 if TYPE_CHECKING:
     from pullback.flows import listing as flow_listing
-    from pullback.flows import restore as flow_restore
     from pullback.flows import verify as flow_verify

@@ -9,21 +9,18 @@ to be said about a command stands here.
 
 from __future__ import annotations
 
-import enum
 import inspect
-import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from typer import Typer
-from typer.models import ArgumentInfo, OptionInfo
-
-from pullback.cli import documents, pages
+from pullback.cli import documents, pages, signatures
 from pullback.cli.documents import Document, Field, Kind
 from pullback.cli.main import app
+from pullback.cli.signatures import Parameter
+from pullback.cli.signatures import parameters as parameters
 
-_TOP = """\
+#: The beginning of the page: what is the same for all commands.
+TOP = """\
 # Commands
 
 <!-- Written by `make docs` from the command line. Do not edit it here. -->
@@ -124,6 +121,16 @@ Documents of checkpoints are kept under the machine's name, so images need `--na
 <!-- run -->
 ```sh
 pullback untrack qmp:/run/web01-pullback.sock
+```
+""",
+    "completion": """\
+Names of machines and repositories come from the [configuration](configuration.md).
+
+```sh
+source <(pullback completion bash)
+pullback completion bash >/usr/share/bash-completion/completions/pullback
+pullback completion zsh >/usr/local/share/zsh/site-functions/_pullback
+pullback completion fish >/usr/share/fish/vendor_completions.d/pullback.fish
 ```
 """,
     "checkpoint create": """\
@@ -285,71 +292,14 @@ It goes on as fast as before.
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """An argument or option of a command, read from its signature (typer's own classes change)."""
-
-    name: str
-    kind: Any
-    info: OptionInfo | ArgumentInfo
-    default: Any
-
-    @property
-    def is_argument(self) -> bool:
-        """Is it given by its place?"""
-        return isinstance(self.info, ArgumentInfo)
-
-    @property
-    def required(self) -> bool:
-        """Must it be given?"""
-        return self.default is inspect.Parameter.empty
-
-    @property
-    def names(self) -> list[str]:
-        """`-r`, `--repository`."""
-        # In an annotation, the first name stands where a default would.
-        given = [name for name in (self.info.default, *(self.info.param_decls or ())) if isinstance(name, str)]
-        return sorted(given, key=len) or [f"--{self.name.replace('_', '-')}"]
-
-    @property
-    def value(self) -> str:
-        """What stands behind the name; "" for a flag."""
-        words = [member.value for kind in (self.kind, *typing.get_args(self.kind)) for member in _members_of(kind)]
-        return "" if self.kind is bool else self.info.metavar or "|".join(words)
-
-
-def _members_of(kind: Any) -> list[Any]:
-    return list(kind) if isinstance(kind, enum.EnumMeta) else []
-
-
-def parameters(callback: Callable[..., Any]) -> list[Parameter]:
-    """The parameters of a command, in the order of its signature."""
-    hints = typing.get_type_hints(callback, include_extras=True)
-    found = []
-    for name, parameter in inspect.signature(callback).parameters.items():
-        kind, info = typing.get_args(hints[name])
-        found.append(Parameter(name, kind, info, parameter.default))
-    return found
-
-
 def commands() -> dict[str, Callable[..., Any]]:
     """Every command with its function; those of groups by both words."""
-    found = dict(_commands(app))
-    for group in app.registered_groups:
-        if group.name and group.typer_instance:
-            found |= {f"{group.name} {name}": callback for name, callback in _commands(group.typer_instance)}
-    return found
-
-
-def _commands(of: Typer) -> Iterator[tuple[str, Callable[..., Any]]]:
-    for info in of.registered_commands:
-        if info.name and info.callback:
-            yield info.name, info.callback
+    return signatures.commands(app)
 
 
 def page() -> str:
     """The whole page."""
-    parts = [_TOP]
+    parts = [TOP]
     for name, callback in commands().items():
         parts += _command(name, callback)
     parts.append(_JSON)
@@ -361,16 +311,17 @@ def page() -> str:
 def _command(name: str, callback: Callable[..., Any]) -> Iterator[str]:
     known = parameters(callback)
     yield f"## pullback {name}\n"
-    yield f"    {_usage(name, known)}\n"
+    yield f"    {usage(name, known)}\n"
     yield f"{inspect.getdoc(callback)}\n"
     yield NOTES[name]
-    yield pages.table(("argument or option", "meaning"), map(_row, known))
+    yield pages.table(("argument or option", "meaning"), map(row, known))
     for document in documents.RESULTS[name]:
         yield f"### `{name} --json`: {document.title[:1].lower()}{document.title[1:]}\n"
         yield _document(document)
 
 
-def _usage(name: str, known: Iterable[Parameter]) -> str:
+def usage(name: str, known: Iterable[Parameter]) -> str:
+    """How a command is written: `pullback restore --to DIR [POINT] [OPTIONS]`."""
     words = [f"pullback {name}"]
     for parameter in known:
         if parameter.is_argument:
@@ -380,7 +331,8 @@ def _usage(name: str, known: Iterable[Parameter]) -> str:
     return " ".join([*words, "[OPTIONS]"])
 
 
-def _row(parameter: Parameter) -> Sequence[str]:
+def row(parameter: Parameter) -> tuple[str, str]:
+    """How a parameter is written, in backticks, and all that is to be said about it."""
     spelling = parameter.value if parameter.is_argument else f"{', '.join(parameter.names)} {parameter.value}".strip()
     facts = [str(parameter.info.help)]
     if parameter.required:

@@ -71,6 +71,8 @@ class Request:
     quiescing: Quiescing = field(default_factory=Quiescing)
     #: The user's words for the restore point.
     tags: tuple[str, ...] = ()
+    #: Bytes a second at most: sent to a repository in restic's format, read for a `dir:` one. None: no limit.
+    rate: int | None = None
     directories: state.Directories = field(default_factory=state.directories)
 
 
@@ -153,18 +155,21 @@ async def backup(request: Request, progress: Progress | None = None) -> Report:
         _machine(request, f"backup to {repository.name}") as machine,
     ):
         await jobs.require_free(machine)
-        async with _writing(repository, machine.name) as pending:
+        limiter = repo.Limiter(request.rate) if request.rate else None
+        async with _writing(repository, machine.name, limiter) as pending:
             work = _Backup(request, machine, repository, pending, progress or Silent(), begun)
             return await work.run()
 
 
 @contextlib.asynccontextmanager
-async def _writing(repository: repo.Repository, machine: str) -> AsyncIterator[repo.Pending]:
+async def _writing(
+    repository: repo.Repository, machine: str, limiter: repo.Limiter | None
+) -> AsyncIterator[repo.Pending]:
     """A pending restore point of the machine; what is not committed when the block ends is undone."""
     with contextlib.ExitStack() as stack:
 
         def begin() -> repo.Pending:
-            writer = stack.enter_context(repository.writer(machine, command="pullback backup"))
+            writer = stack.enter_context(repository.writer(machine, command="pullback backup", limiter=limiter))
             return stack.enter_context(writer.begin())
 
         yield await asyncio.to_thread(begin)

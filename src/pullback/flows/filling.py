@@ -65,17 +65,18 @@ def opened(pending: repo.Pending, target: str, *, cancel: Cancel) -> Iterator[Fi
         )
         address = stack.enter_context(server)
         image = NbdEndpoint(address, writable=True, name=str(pending.image(target)), cancel=cancel)
-        yield _Image(pending, target, stack.enter_context(image))
+        yield _Image(pending, target, stack.enter_context(image), cancel)
 
 
 class _Image:
     """A `Filling` that is a qcow2 image."""
 
-    def __init__(self, pending: repo.PendingPoint, target: str, image: NbdEndpoint) -> None:
+    def __init__(self, pending: repo.PendingPoint, target: str, image: NbdEndpoint, cancel: Cancel) -> None:
         self._pending = pending
         self._target = target
         self._image = image
         self._hashes = pending.new_hashes(target)
+        self._cancel = cancel
 
     @property
     def hashes(self) -> repo.HashList:
@@ -94,6 +95,8 @@ class _Image:
     def observe(self, offset: int, buffer: bytearray, length: int) -> None:
         with memoryview(buffer) as view:
             self._hashes.hash(offset // self._hashes.block_size, view[:length])
+        if (limiter := self._pending.limiter) is not None:
+            self._cancel.wait(limiter.book(length))
 
     def zeroed(self, extent: Extent) -> None:
         self._hashes.set_zero(extent)

@@ -6,7 +6,7 @@
 a mail could not be sent. A hook gets what there is to know as environment variables (`PULLBACK_HOOK` …; all of
 them are in docs/configuration.md), none of which is a secret, and speaks on our standard error. Each has a
 deadline and a process group of its own: with a hook that is killed, because it is late or because we are to
-end, its children go too.
+end, its children go too. If we are killed, it gets SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -143,12 +144,13 @@ async def run(words: tuple[str, ...], variables: Mapping[str, str], timeout: flo
 
     When it is late, or we are cancelled, it is ended together with all that is in its process group.
     """
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    program = shutil.which(words[0])
+    if program is None:
+        return f"there is no program {words[0]}"
     try:
         child = await asyncio.create_subprocess_exec(
-            *words,
+            # If we are killed, nobody is left who would end it.
+            *(process.find("setpriv"), "--pdeathsig", "TERM", program, *words[1:]),
             stdin=asyncio.subprocess.DEVNULL,
             # Its words are for people, and our standard output may be read by a program.
             stdout=_standard_error(),
@@ -157,8 +159,7 @@ async def run(words: tuple[str, ...], variables: Mapping[str, str], timeout: flo
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        return f"{words[0]} cannot be started ({reason})"
+        return f"{words[0]} cannot be started ({error})"
     try:
         async with asyncio.timeout(timeout):
             status = await child.wait()

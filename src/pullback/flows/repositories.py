@@ -40,6 +40,11 @@ class Access:
         return repo.find_password(self.environ, repository=url, prompt=self.prompt)
 
 
+def named_by(environ: Mapping[str, str]) -> str | None:
+    """The repository that the environment names, PULLBACK_REPOSITORY before restic's variables; or None."""
+    return repo.repository_url(environ)
+
+
 @contextmanager
 def opened(place: urls.Repository, access: Access) -> Iterator[repo.Repository]:
     """An open repository while the block runs. Blocking. Errors: as `repo.open_directory`, `repo.open_repository`."""

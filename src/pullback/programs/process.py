@@ -31,6 +31,7 @@ PACKAGES = {
     "setpriv": "util-linux",
     "nbdcopy": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
+    "restic": "restic",
 }
 _MESSAGE_LIMIT = 2000
 
@@ -90,13 +91,15 @@ class Child:
         pass_fds: Sequence[int] = (),
         grace: float = GRACE_SECONDS,
         stdout: int | None = None,
+        death: str = "KILL",
     ) -> None:
+        """`death` is the signal that it gets when we die."""
         words = _words(argv)
         self.name = _name(words)
         self._grace = grace
         self._log = tempfile.TemporaryFile(prefix="pullback-child-")  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
-            [find("setpriv"), "--pdeathsig", "KILL", *words],
+            [find("setpriv"), "--pdeathsig", death, *words],
             stdin=subprocess.DEVNULL,
             stdout=self._log if stdout is None else stdout,
             stderr=self._log,

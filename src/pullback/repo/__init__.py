@@ -10,20 +10,28 @@ from pullback.repo.directory.repository import Directory, create_or_open, open_d
 from pullback.repo.interface import Damaged, Listing, Repository, Sealed
 from pullback.repo.interface import PendingPoint as Pending
 from pullback.repo.store import MAX_WHOLE, Kind, Store, Stored, path_of
+from pullback.repo.defaults import repository_url
 from pullback.repo.passwords import find as find_password
 from pullback.repo.restic.pending import PendingPoint as PendingSnapshot
-from pullback.repo.restic.reader import PointEndpoint
+from pullback.repo.restic.reader import Batch, PointEndpoint
 from pullback.repo.restic.repository import Repository as ResticRepository
 from pullback.repo.restic.repository import create_repository, open_repository
+from pullback.repo.restic.scrub import BadFile, CheckedDisk, Findings, Sample, Scope, scrub
+from pullback.repo.store.limit import Limiter
 from pullback.repo.store.opening import create_store, open_store
 
 
 __all__ = [
     "MAX_DEPTH",
     "MAX_WHOLE",
+    "Batch",
+    "BadFile",
+    "CheckedDisk",
     "Damaged",
     "Directory",
+    "Findings",
     "HashList",
+    "Limiter",
     "Kind",
     "Link",
     "Listing",
@@ -33,6 +41,8 @@ __all__ = [
     "PointEndpoint",
     "Repository",
     "ResticRepository",
+    "Sample",
+    "Scope",
     "Sealed",
     "Store",
     "Stored",
@@ -48,5 +58,7 @@ __all__ = [
     "open_repository",
     "open_store",
     "pseudo_filename",
+    "scrub",
+    "repository_url",
     "zero_hash",
 ]

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pullback.model.points import ImageFiles, Point, PointRef
 from pullback.repo.digest import HashList
+from pullback.repo.store.limit import Limiter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,5 +116,8 @@ class Repository(Protocol):
     def hashes(self, point: Point, target: str) -> HashList:
         """The block hashes of a disk, proven against its digest."""
 
-    def writer(self, machine: str, *, command: str) -> AbstractContextManager[Writer]:
-        """Become a writer of the machine's points; `command` tells others what we are doing."""
+    def writer(self, machine: str, *, command: str, limiter: Limiter | None = None) -> AbstractContextManager[Writer]:
+        """Become a writer of the machine's points; `command` tells others what we are doing.
+
+        `limiter` bounds what is written to it (to a `dir:` one, what is read for it).
+        """

@@ -48,6 +48,11 @@ def choose(candidates: Sequence[Candidate], text: str, *, machine: str | None, r
     return _last_before(candidates, moment, text, repository)
 
 
+def is_prefix(text: str) -> bool:
+    """Does it mean an id, rather than a time?"""
+    return text != LATEST and not _DATE.fullmatch(text) and not _TIME.fullmatch(text)
+
+
 def _by_prefix(candidates: Sequence[Candidate], text: str, repository: str) -> Candidate:
     found = [candidate for candidate in candidates if text and candidate.id.lower().startswith(text.lower())]
     if not found:

@@ -29,6 +29,7 @@ from pullback.repo import files
 from pullback.repo.digest import HashList, block_size_for
 from pullback.repo.directory import chain, layout, locks, qcow2, structure
 from pullback.repo.interface import Sealed
+from pullback.repo.store.limit import Limiter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +47,15 @@ class Started:
 class Writer:
     """The right to write points of one machine; others wait, or rather are told that it is busy."""
 
-    def __init__(self, directory: Path, machine: str) -> None:
+    def __init__(self, directory: Path, machine: str, limiter: Limiter | None = None) -> None:
         """`directory` is the machine's, and is locked by the caller."""
         self.machine = machine
         self._directory = directory
+        self._limiter = limiter
 
     def begin(self) -> PendingPoint:
         """A new point, to be used as a context manager."""
-        return PendingPoint(self._directory, self.machine)
+        return PendingPoint(self._directory, self.machine, self._limiter)
 
     def remove(self, point: str) -> None:
         """Remove a point that no other is backed by.
@@ -93,7 +95,7 @@ def _against_readers(manifest: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writer(root: Path, machine: str, *, command: str) -> Iterator[Writer]:
+def writer(root: Path, machine: str, *, command: str, limiter: Limiter | None = None) -> Iterator[Writer]:
     """Become the machine's writer in the repository at `root`; clears away what a killed one left.
 
     Raises `BusyError` if there is one, `PermissionDenied`, `DestinationFull`, `CannotWrite`.
@@ -107,7 +109,7 @@ def writer(root: Path, machine: str, *, command: str) -> Iterator[Writer]:
             for name in files.names(directory):
                 if name.startswith(layout.PARTIAL):
                     files.remove_tree(directory / name)
-        yield Writer(directory, machine)
+        yield Writer(directory, machine, limiter)
 
 
 def _make_directory(directory: Path) -> None:
@@ -124,9 +126,11 @@ class PendingPoint:
     Different disks may be worked on by different threads.
     """
 
-    def __init__(self, directory: Path, machine: str) -> None:
+    def __init__(self, directory: Path, machine: str, limiter: Limiter | None = None) -> None:
         """`directory` is the machine's."""
         self.machine = machine
+        #: Whoever fills its disks keeps to it.
+        self.limiter = limiter
         #: The random part of the point's id.
         self.token = secrets.token_hex(4)
         self._parent = directory

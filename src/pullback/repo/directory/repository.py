@@ -21,6 +21,7 @@ from pullback.repo import files, selection
 from pullback.repo.digest import HashList
 from pullback.repo.directory import chain, layout, locks, pending
 from pullback.repo.interface import Damaged, Listing
+from pullback.repo.store.limit import Limiter
 from pullback.units import KiB
 
 #: The format of the directory that this Pullback writes, and the highest that it reads.
@@ -127,9 +128,11 @@ class Directory:
 
     # -- writing -----------------------------------------------------------------------------
 
-    def writer(self, machine: str, *, command: str) -> contextlib.AbstractContextManager[pending.Writer]:
+    def writer(
+        self, machine: str, *, command: str, limiter: Limiter | None = None
+    ) -> contextlib.AbstractContextManager[pending.Writer]:
         """Become the machine's only writer; `command` tells others what we are doing. See `pending.writer`."""
-        return pending.writer(self.path, machine, command=command)
+        return pending.writer(self.path, machine, command=command, limiter=limiter)
 
     def _machine(self, machine: str) -> Path:
         return self.path / layout.encoded(machine)

@@ -5,7 +5,7 @@
                           points/<point id>    its manifest
                           disks/<digest>       chunk ids and known zeroes of a disk, by its digest
                           journal/<random>     packs of a backup that runs, or was killed
-                          damage               packs and blobs that `verify` found to be bad
+                          damage               packs and index files that `verify` found to be bad
 
 Nothing here is trusted further than it proves itself, and a cache that cannot be written only
 makes us slower: no error leaves this module.
@@ -120,21 +120,18 @@ class Cache:
 
     # -- damage ------------------------------------------------------------------------------
 
-    def damage(self) -> tuple[frozenset[bytes], frozenset[bytes]]:
-        """Ids of the packs, and of the blobs, that were found to be bad."""
-        data = self._proven(self.path / "damage", _MAX_DAMAGE) or b'{"packs": [], "blobs": []}'
+    def damage(self) -> tuple[frozenset[bytes], frozenset[str]]:
+        """Ids of the packs, and names of the index files, that were found to be bad."""
+        data = self._proven(self.path / "damage", _MAX_DAMAGE) or b'{"packs": [], "indexes": []}'
         try:
             found = json.loads(data)
-            return (
-                frozenset(map(bytes.fromhex, found["packs"])),
-                frozenset(map(bytes.fromhex, found["blobs"])),
-            )
+            return frozenset(map(bytes.fromhex, found["packs"])), frozenset(map(str, found["indexes"]))
         except (ValueError, LookupError, TypeError, RecursionError):
             return frozenset(), frozenset()
 
-    def keep_damage(self, packs: Iterable[bytes], blobs: Iterable[bytes]) -> None:
-        """These, and no others, are bad."""
-        body = {"packs": sorted(pack.hex() for pack in packs), "blobs": sorted(blob.hex() for blob in blobs)}
+    def keep_damage(self, packs: Iterable[bytes], indexes: Iterable[str]) -> None:
+        """These, and no others, are bad: who writes shall not rely on them."""
+        body = {"packs": sorted(pack.hex() for pack in packs), "indexes": sorted(indexes)}
         self._write(self.path / "damage", json.dumps(body).encode())
 
     # -- files that prove themselves ---------------------------------------------------------

@@ -469,6 +469,8 @@ class Index:
             return state
         with self._lock:
             state = self._state
+            if state.joined == len(state.parts):  # another thread was faster
+                return state
             first = int(state.begins[state.joined])
             keys = [part.key for part in state.parts[state.joined :]]
             run = _Run(keys[0], None, first) if len(keys) == 1 else _join([(key, None) for key in keys], first)

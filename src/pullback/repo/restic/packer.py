@@ -23,6 +23,7 @@ from pullback.repo.restic.lookup import Index
 from pullback.repo.restic.packs import Pack, PackBuilder
 from pullback.repo.restic.types import Blob, Entry
 from pullback.repo.store import Kind, Store
+from pullback.repo.store.limit import Limiter
 from pullback.repo.store.uploads import Uploads
 from pullback.units import MiB
 
@@ -37,13 +38,16 @@ IN_FLIGHT = 96 * MiB
 class Packer:
     """Stores blobs; a context manager that abandons what is under way unless `finish` came first."""
 
-    def __init__(self, store: Store, key: Key, known: Index, cache: Cache, *, compress: bool) -> None:
+    def __init__(
+        self, store: Store, key: Key, known: Index, cache: Cache, *, compress: bool, limiter: Limiter | None = None
+    ) -> None:
         self._store = store
         self._key = key
         self._known = known
         self._cache = cache
         self._level = 1 if compress else None
         self._compress = compress
+        self._limiter = limiter
         self._lock = threading.Lock()
         self._builders = {kind: PackBuilder(key, kind) for kind in Blob}
         self._told: dict[Blob, list[Callable[[], None]]] = {kind: [] for kind in Blob}
@@ -55,7 +59,8 @@ class Packer:
 
     def __enter__(self) -> Packer:
         self._journal = self._open.enter_context(self._cache.journal())
-        self._uploads = Uploads(self._store, workers=max(2, self._store.connections // 2), limit_bytes=IN_FLIGHT)
+        workers = max(2, self._store.connections // 2)
+        self._uploads = Uploads(self._store, workers=workers, limit_bytes=IN_FLIGHT, limiter=self._limiter)
         self._open.enter_context(self._uploads)
         self._adopt()
         return self

@@ -32,6 +32,7 @@ from pullback.repo.restic.packer import Packer
 from pullback.repo.restic.types import Blob
 from pullback.repo.restic.zeromap import ZeroMap
 from pullback.repo.store import Kind
+from pullback.repo.store.limit import Limiter
 
 if TYPE_CHECKING:
     from pullback.repo.restic.repository import Repository
@@ -121,12 +122,19 @@ class PendingDisk:
 class PendingPoint:
     """A point being written. Different disks may be worked on by different threads."""
 
-    def __init__(self, repository: Repository, machine: str, lock: RepositoryLock) -> None:
+    def __init__(
+        self, repository: Repository, machine: str, lock: RepositoryLock, limiter: Limiter | None = None
+    ) -> None:
         self.machine = machine
         self._repository = repository
         self._lock = lock
         self._packer = Packer(
-            repository.store, repository.key, repository.index, repository.cache, compress=repository.compresses
+            repository.store,
+            repository.key,
+            repository.index,
+            repository.cache,
+            compress=repository.compresses,
+            limiter=limiter,
         )
         self._disks: dict[str, PendingDisk] = {}
         self._open = ExitStack()

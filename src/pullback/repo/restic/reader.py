@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ SPAN = 8 * MiB
 _GAP = 128 * KiB
 #: Trees are read by so many threads at most.
 _TREE_THREADS = 16
+_LENGTH = "a chunk has another length than its place"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +84,18 @@ class BlobReader:
 
     def each(self, asked: Sequence[tuple[int, bytes]], kind: Blob) -> Iterator[tuple[int, bytes]]:
         """Blobs by (number, id), in any order. Raises `RepositoryDamaged` at the first without a good copy."""
-        found = []
-        for number, id in asked:
-            places = self._index().find(id, kind)
-            if not places:
-                raise errors.RepositoryDamaged(file="index", problem=f"it does not know the blob {id.hex()}")
-            found.append(Wanted(number, id, places[0]))
-        for span in spans(found):
-            yield from self._span(span, kind)
+        for span in spans([self.locate(number, id, kind) for number, id in asked]):
+            yield from self.span(span, kind)
 
-    def _span(self, span: Span, kind: Blob) -> Iterator[tuple[int, bytes]]:
+    def locate(self, number: int, id: bytes, kind: Blob) -> Wanted:
+        """Where a blob lies. Raises `RepositoryDamaged` if no index knows it."""
+        places = self._index().find(id, kind)
+        if not places:
+            raise errors.RepositoryDamaged(file="index", problem=f"it does not know the blob {id.hex()}")
+        return Wanted(number, id, places[0])
+
+    def span(self, span: Span, kind: Blob) -> Iterator[tuple[int, bytes]]:
+        """The blobs of a span by number, in the order of the pack. Raises `RepositoryDamaged` as `each` does."""
         try:
             data = memoryview(self._fetch(span.pack, span.extent))
         except (errors.ObjectMissing, errors.ObjectDamaged, errors.RepositoryDamaged):
@@ -140,6 +143,15 @@ class BlobReader:
             return {wanted[number]: plain for share in found for number, plain in share}
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Chunks of a disk that one request reads."""
+
+    span: Span
+    #: By the number of a blob in the span: the chunks that it is the content of.
+    chunks: Mapping[int, Sequence[int]]
+
+
 class PointEndpoint:
     """A disk of a restore point as an `Endpoint`: its chunks, each proven by its id; zero chunks are holes."""
 
@@ -165,6 +177,59 @@ class PointEndpoint:
             kind = zero
         if kind is not None:
             yield Mapped(*between(start, end), zero=kind)
+
+    def batches(self, window: Extent) -> Iterator[Batch]:
+        """All chunks in `window` (whole ones) but those of zeroes, roughly in the order of the disk.
+
+        Chunks that lie side by side in a pack are asked for together wherever they are in the window,
+        and equal ones once. Raises `EndpointFailed` for one that the index does not know.
+        """
+        same: dict[bytes, list[int]] = {}
+        for index in self.hashes.touched(window):
+            if (id := self._chunk(index)) is not None:
+                same.setdefault(id, []).append(index)
+        wanted = [self._locate(indexes[0], id) for id, indexes in same.items()]
+        for span in sorted(spans(wanted), key=lambda span: min(one.number for one in span.wanted)):
+            yield Batch(span, {one.number: same[one.id] for one in span.wanted})
+
+    def _chunk(self, index: int) -> bytes | None:
+        """The id of a chunk, unless it is of zeroes."""
+        id = self.hashes.entry(index)
+        assert id is not None
+        return None if id == zero_hash(self.hashes.block(index).length) else id
+
+    def _locate(self, index: int, id: bytes) -> Wanted:
+        try:
+            return self._reader.locate(index, id, Blob.DATA)
+        except errors.RepositoryDamaged as error:
+            raise self._failed(index, error) from error
+
+    def fetch(self, batch: Batch) -> Iterator[tuple[int, bytes]]:
+        """The chunks of a batch as (offset, content), each proven by its id. One request, if nothing is damaged.
+
+        Raises `EndpointFailed` where a chunk is missing or bad.
+        """
+        missing = dict(batch.chunks)
+        try:
+            for number, plain in self._reader.span(batch.span, Blob.DATA):
+                for index in missing[number]:
+                    block = self.hashes.block(index)
+                    if len(plain) != block.length:
+                        raise errors.RepositoryDamaged(file="index", problem=_LENGTH)
+                    yield block.start, plain
+                del missing[number]
+        except errors.RepositoryDamaged as error:
+            # Blobs are given in the order of the span: the one that failed is the first that was not given.
+            first = next(one.number for one in batch.span.wanted if one.number in missing)
+            raise self._failed(first, error) from error
+
+    def _failed(self, index: int, error: errors.RepositoryDamaged) -> errors.EndpointFailed:
+        return errors.EndpointFailed(
+            operation="Reading",
+            endpoint=self.name,
+            offset=self.hashes.block(index).start,
+            reason=str(error).rstrip("."),
+        )
 
     def channel(self) -> PointChannel:
         """A new channel."""
@@ -210,7 +275,7 @@ class PointChannel:
         try:
             for index, plain in self._reader.each(asked, Blob.DATA):
                 if len(plain) != self._hashes.block(index).length:
-                    raise errors.RepositoryDamaged(file="index", problem="a chunk has another length than its place")
+                    raise errors.RepositoryDamaged(file="index", problem=_LENGTH)
                 yield index, plain
         except errors.RepositoryDamaged as error:
             extent = self._blame(asked) or window
@@ -227,7 +292,7 @@ class PointChannel:
                 return self._hashes.block(index)
         return None
 
-    def write(self, offset: int, buffer: bytearray, start: int, length: int) -> None:
+    def write(self, offset: int, buffer: bytes | bytearray, start: int, length: int) -> None:
         """A restore point never changes."""
         raise NotImplementedError("a restore point is read-only")
 

@@ -30,6 +30,7 @@ from pullback.repo.restic.reader import BlobReader, PointEndpoint
 from pullback.repo.restic.snapshots import Snapshot
 from pullback.repo.restic.types import Blob
 from pullback.repo.store import Kind, Store
+from pullback.repo.store.limit import Limiter
 
 _INDEX_THREADS = 8
 
@@ -67,20 +68,23 @@ class Repository:
             return self._index
 
     def fresh_index(self) -> Index:
-        """The index as it is in the repository now."""
-        index = self._load_index()
+        """The index as it is in the repository now, for those who write: without what `scrub` found to be bad.
+
+        So that is stored again. Those who read may still find something good in it, and prove what they read.
+        """
+        packs, bad = self.cache.damage()
+        index = self._load_index(without=bad)
+        if packs:
+            index.exclude(packs=packs)
         with self._loading:
             self._index = index
         return index
 
-    def _load_index(self) -> Index:
-        names = sorted(stored.name for stored in self.store.list(Kind.INDEX))
+    def _load_index(self, without: frozenset[str] = frozenset()) -> Index:
+        names = sorted(stored.name for stored in self.store.list(Kind.INDEX) if stored.name not in without)
         with ThreadPoolExecutor(_INDEX_THREADS, thread_name_prefix="index") as pool:
             parts = list(pool.map(self._part, names))
-        index = Index(part for part in parts if part is not None)
-        packs, blobs = self.cache.damage()
-        index.exclude(packs=packs, blobs=blobs)
-        return index
+        return Index(part for part in parts if part is not None)
 
     def _part(self, name: str) -> Part | None:
         """One index file, from the cache or the repository. A damaged one makes its blobs unknown."""
@@ -171,7 +175,10 @@ class Repository:
         return point
 
     def _existing(self, identity: str) -> Snapshot:
-        found = self.snapshots().get(identity)
+        return self._judged(identity, self.snapshots())
+
+    def _judged(self, identity: str, snapshots: dict[str, Snapshot | errors.PullbackError]) -> Snapshot:
+        found = snapshots.get(identity)
         if found is None:
             raise errors.UnknownPoint(point=identity, repository=self.name)
         if isinstance(found, errors.PullbackError):
@@ -186,10 +193,16 @@ class Repository:
             for name, one in found.items()
             if isinstance(one, Snapshot) and machine in (None, one.hostname)
         ]
+        # One that cannot be read has no date, and perhaps no machine, but it has its id.
+        lowest = datetime.min.replace(tzinfo=UTC)
+        if selection.is_prefix(text):
+            candidates += [
+                selection.Candidate(machine=machine or "", id=name, created=lowest)
+                for name, one in found.items()
+                if not isinstance(one, Snapshot)
+            ]
         chosen = selection.choose(candidates, text, machine=machine, repository=self.name)
-        snapshot = found[chosen.id]
-        assert isinstance(snapshot, Snapshot)
-        return self._point(chosen.id, snapshot)
+        return self._point(chosen.id, self._judged(chosen.id, found))
 
     def _point(self, identity: str, snapshot: Snapshot) -> Point:
         """A point from its manifest. Raises `VerificationFailed`, `RepositoryTooNew`."""
@@ -262,11 +275,11 @@ class Repository:
     # -- writing -----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def writer(self, machine: str, *, command: str) -> Iterator[Writer]:
+    def writer(self, machine: str, *, command: str, limiter: Limiter | None = None) -> Iterator[Writer]:
         """Write points while others may do so too. Raises `BusyError` while somebody prunes."""
         with self.lock() as lock:
             self.fresh_index()
-            yield Writer(self, machine, lock)
+            yield Writer(self, machine, lock, limiter)
 
     def write_snapshot(self, snapshot: Snapshot) -> str:
         """Make a snapshot visible, durably; gives its id."""
@@ -295,14 +308,17 @@ class Repository:
 class Writer:
     """The right to add points of one machine, under a lock of ours."""
 
-    def __init__(self, repository: Repository, machine: str, lock: RepositoryLock) -> None:
+    def __init__(
+        self, repository: Repository, machine: str, lock: RepositoryLock, limiter: Limiter | None = None
+    ) -> None:
         self.machine = machine
         self._repository = repository
         self._lock = lock
+        self._limiter = limiter
 
     def begin(self) -> PendingPoint:
         """A new point, to be used as a context manager."""
-        return PendingPoint(self._repository, self.machine, self._lock)
+        return PendingPoint(self._repository, self.machine, self._lock, self._limiter)
 
 
 @contextlib.contextmanager

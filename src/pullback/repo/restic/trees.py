@@ -274,12 +274,13 @@ def read_disk(tree: bytes, load: Callable[[bytes], Buffer], shape: Shape, where:
             raise errors.RepositoryDamaged(file=where, problem="a segment of the disk is no directory")
         size = min(shape.segment, shape.size - number * shape.segment)
         if node.subtree not in known or size < shape.segment:
-            known[node.subtree] = _read_segment(load(node.subtree), size, shape, where)
+            known[node.subtree] = read_segment(load(node.subtree), size, shape, where)
         parts.append(known[node.subtree])
     return b"".join(parts)
 
 
-def _read_segment(data: Buffer, size: int, shape: Shape, where: str) -> bytes:
+def read_segment(data: Buffer, size: int, shape: Shape, where: str) -> bytes:
+    """The ids of the chunks of a segment of `size` bytes, from its tree. Raises `RepositoryDamaged`."""
     nodes = parse(data, where)
     if len(nodes) != 1 or nodes[0].size != size or nodes[0].content is None:
         raise errors.RepositoryDamaged(file=where, problem="a segment of the disk is not one file of its size")
