@@ -44,6 +44,8 @@ Rows = npt.NDArray[np.int64]
 
 #: Blobs that are added before they are made a part.
 _FRESH = 8192
+#: Ids that are looked up at once.
+_BATCH = 1 << 16
 #: Runs in which a look-up searches, before the small ones are joined.
 _RUNS = 8
 _MAX_LENGTH = (1 << 32) - 1
@@ -389,8 +391,10 @@ class Index:
         fresh = self._fresh
         state = self._ready()
         lacking = np.ones(len(ids) // ID, np.bool_)
-        for positions, _ in _matches(state, _words(ids), kind):
-            lacking[positions] = False
+        whole = memoryview(ids)
+        for first in range(0, len(lacking), _BATCH):  # all at once, the arrays in between would be larger than the index
+            for positions, _ in _matches(state, _words(whole[first * ID : (first + _BATCH) * ID]), kind):
+                lacking[first + positions] = False
         found: list[int] = np.flatnonzero(lacking).tolist()
         if not fresh or not found:
             return found

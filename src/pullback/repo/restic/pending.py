@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pullback import errors, extents
 from pullback.extents import Extent
@@ -26,16 +26,57 @@ from pullback.model.points import Point, PointRef
 from pullback.repo.digest import HashList, block_size_for, zero_hash
 from pullback.repo.interface import Sealed
 from pullback.repo.restic import trees
+from pullback.repo.restic.cache import Cache
+from pullback.repo.restic.crypto import Key
 from pullback.repo.restic.layout import MANIFEST, RESERVED, root_tree, snapshot_of
 from pullback.repo.restic.locking import RepositoryLock
+from pullback.repo.restic.lookup import Index
 from pullback.repo.restic.packer import Packer
+from pullback.repo.restic.snapshots import Snapshot
 from pullback.repo.restic.types import Blob
 from pullback.repo.restic.zeromap import ZeroMap
-from pullback.repo.store import Kind
+from pullback.repo.store import Kind, Store
 from pullback.repo.store.limit import Limiter
 
-if TYPE_CHECKING:
-    from pullback.repo.restic.repository import Repository
+
+class Home(Protocol):
+    """What a pending point needs of its repository (`repository.Repository`)."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def store(self) -> Store:
+        """Its files."""
+
+    @property
+    def key(self) -> Key:
+        """Its master key."""
+
+    @property
+    def index(self) -> Index:
+        """Where each blob lies."""
+
+    @property
+    def cache(self) -> Cache:
+        """What is known of it here."""
+
+    @property
+    def compresses(self) -> bool:
+        """May its blobs be compressed?"""
+
+    def point(self, machine: str, identity: str) -> Point:
+        """A point."""
+
+    def hashes(self, point: Point, target: str) -> HashList:
+        """The chunk ids of a disk of a point."""
+
+    def fresh_index(self) -> Index:
+        """The index as it is in the repository now."""
+
+    def write_snapshot(self, snapshot: Snapshot) -> str:
+        """Make a snapshot visible."""
 
 
 class PendingDisk:
@@ -122,9 +163,7 @@ class PendingDisk:
 class PendingPoint:
     """A point being written. Different disks may be worked on by different threads."""
 
-    def __init__(
-        self, repository: Repository, machine: str, lock: RepositoryLock, limiter: Limiter | None = None
-    ) -> None:
+    def __init__(self, repository: Home, machine: str, lock: RepositoryLock, limiter: Limiter | None = None) -> None:
         self.machine = machine
         self._repository = repository
         self._lock = lock
