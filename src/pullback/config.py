@@ -29,7 +29,7 @@ from pullback import errors, units
 from pullback.model import disks, urls
 from pullback.model.backups import Fleecing, Quiesce
 from pullback.model.hooks import Hooks
-from pullback.model.points import is_showable
+from pullback.model.texts import is_showable
 from pullback.model.retention import Keep
 
 SYSTEM_PATH = Path("/etc/pullback/config.toml")

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from pullback.model.backups import Frozen, Quiescing, SnapshotRequest, Window
+from pullback.model.description import Description, Firmware
 from pullback.model.disks import Disk
 from pullback.model.exports import Listen, Served
 from pullback.model.overlays import Advance, Committed, NewOverlay, Overlay
@@ -37,6 +38,9 @@ class Snapshot(Protocol):
     async def close(self) -> None:
         """Let go of the frozen view now (its checkpoint stays undecided); twice is fine."""
 
+    async def firmware(self) -> tuple[tuple[Firmware, ...], tuple[str, ...]]:
+        """The content of the machine's firmware devices, and sentences about those that cannot be read."""
+
     def keep(self) -> None:
         """The backup is safe: leaving the block will not take the new checkpoints back."""
 
@@ -61,6 +65,9 @@ class Machine(Protocol):
 
     async def facts(self) -> Mapping[str, object]:
         """What this machine and its hypervisor can do, for `pullback info` (JSON values)."""
+
+    async def describe(self) -> Description:
+        """How it was started."""
 
     def snapshot(self, request: SnapshotRequest) -> AbstractAsyncContextManager[Snapshot]:
         """Freeze disks while the block runs. Left without `keep`, the new checkpoints are merged back."""

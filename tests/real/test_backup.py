@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import kit
 from kit import CLUSTER, Box, MakeBox
 from pullback import errors
+from pullback.flows import repositories
 from pullback.model.backups import Fleecing, Level
 from pullback.model.points import Mode
 from pullback.programs import qemu
 from pullback.units import KiB, MiB
+
 
 @pytest.fixture(params=["dir", "restic"])
 def make_box(make_box: MakeBox, request: pytest.FixtureRequest) -> MakeBox:
@@ -311,3 +314,23 @@ def test_small_writes_into_new_clusters_are_not_read_again_and_again(box: Box) -
     box.start()
     assert box.backup().point.disk("vda").read == 0
     assert box.restored() == box.image()
+
+
+def test_a_point_keeps_how_the_machine_was_started_and_its_firmware_s_variables(make_box: MakeBox) -> None:
+    disk = qemu.Disk(id="vda", path=Path("a.qcow2"))
+    box = make_box(disk, start=False)
+    variables = box.directory / "vars.fd"
+    variables.write_bytes(b"\xff" * 4096 + b"BootOrder" + bytes(4 * MiB - 4105))
+    box.extra = ["-drive", f"if=pflash,format=raw,file={variables}"]
+    box.start()
+    report = box.backup(tags=("before upgrade",))
+    with repositories.opened(box.place, box.access) as repository:
+        point = repository.find("latest")
+        [kept] = repository.firmware(point)
+    assert (kept.writable, kept.data) == (True, variables.read_bytes())
+    assert point.description is not None
+    assert any("vars.fd" in word for word in point.description.argv)
+    assert (point.tags, point.host, point.id) == (("before upgrade",), socket.gethostname(), report.point.id)
+    assert point.seconds is not None
+    assert 0 < point.seconds < 60
+    assert box.leftovers() == []

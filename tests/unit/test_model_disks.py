@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pullback.model import points
+from pullback.model import texts
 from pullback.model.disks import PREFIXES, Bus, targets
 
 NAMES = st.one_of(
@@ -48,7 +48,7 @@ def test_every_device_has_a_target_of_its_own_that_fits_its_bus(devices: list[tu
     assert len(set(found)) == len(devices)
     for (bus, _), target in zip(devices, found, strict=True):
         assert target.startswith(PREFIXES[bus])
-        assert points.is_target(target)
+        assert texts.is_target(target)
 
 
 @given(DEVICES, st.data())

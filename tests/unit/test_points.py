@@ -18,7 +18,9 @@ from pullback import errors
 from pullback.model import points
 from pullback.model.backups import Level
 from pullback.model.checkpoints import Mark
+from pullback.model.description import Description, Firmware, Kind
 from pullback.model.points import ImageFiles, Mode, Point, PointDisk, PointRef
+from pullback.model.texts import MAX_TEXT, is_showable
 from pullback.repo import selection
 from pullback.repo.directory import layout
 
@@ -64,6 +66,12 @@ def point(*disks: PointDisk, **changes: object) -> Point:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
+DESCRIPTION = Description(
+    kind=Kind.QEMU, program="/usr/bin/qemu-system-x86_64", argv=("qemu", "-name", "web01"), version="7.2.22"
+)
+FIRMWARE = [Firmware(name=name, writable=True, data=name.encode()).header for name in ("pflash0", "pflash1")]
+
+
 def decode(data: bytes) -> Point:
     return points.decode(data, name="p")
 
@@ -77,7 +85,7 @@ def changed(change: Callable[[dict[str, object]], object], *, sign: bool = True)
     return json.dumps(body).encode()
 
 
-texts = st.text(st.characters(codec="utf-8"), max_size=40).filter(points.is_showable)
+texts = st.text(st.characters(codec="utf-8"), max_size=40).filter(is_showable)
 targets = st.from_regex(r"[a-z][a-z0-9._-]{0,20}", fullmatch=True)
 
 
@@ -110,12 +118,35 @@ def whole_points(draw: st.DrawFn) -> Point:
         pause=draw(st.integers(0, 10**9)) / 1_000_000,
         checkpoint=draw(st.none() | texts),
         notes=tuple(draw(st.lists(texts, max_size=3))),
+        host=draw(st.none() | texts),
+        seconds=draw(st.none() | st.integers(0, 10**8).map(lambda number: number / 1000)),
+        tags=tuple(draw(st.lists(texts, max_size=3))),
+        description=draw(st.none() | st.just(DESCRIPTION)),
+        firmware=tuple(draw(st.lists(st.sampled_from(FIRMWARE), max_size=2, unique=True))),
     )
 
 
 @given(whole_points())
 def test_a_point_reads_back_as_it_was_written(written: Point) -> None:
     assert decode(points.encode(written)) == written
+
+
+@given(whole_points())
+def test_a_point_in_restic_s_format_reads_back_without_its_tags_which_the_snapshot_has(written: Point) -> None:
+    bare = replace(written, id="ab" * 32, disks=tuple(replace(one, files=None) for one in written.disks))
+    data = points.encode(bare)
+    assert points.decode(data, name="p", identity="cd" * 32) == replace(bare, id="cd" * 32, tags=())
+    with pytest.raises(errors.VerificationFailed, match="'id'"):
+        decode(data)
+
+
+def test_a_manifest_of_the_first_minor_version_is_read() -> None:
+    def older(body: dict[str, object]) -> None:
+        body["minor"] = 0
+        for key in ("host", "milliseconds", "tags", "description", "firmware"):
+            del body[key]
+
+    assert decode(changed(older)) == point()
 
 
 def test_a_manifest_is_text_with_a_checksum_that_others_can_compute() -> None:
@@ -291,7 +322,7 @@ def test_deep_nesting_and_endless_numbers_are_refused() -> None:
 def test_texts_for_people_are_written_so_that_a_terminal_is_safe() -> None:
     found = decode(points.encode(point(disk(serial="\x1b[31m\ud800"), notes=("x" * 9000,))))
     assert found.disks[0].serial == r"\u001b[31m\ud800"
-    assert len(found.notes[0]) == points.MAX_TEXT
+    assert len(found.notes[0]) == MAX_TEXT
 
 
 def test_a_point_that_could_not_be_read_back_is_not_written() -> None:

@@ -22,7 +22,7 @@ from pullback.model.documents.checkpoint import CheckpointDisk, CheckpointDocume
 from pullback.model.documents.export import Address, AddressType, ExportDisk, ExportDocument
 from pullback.model.documents.snapshot import SnapshotDisk, SnapshotDocument
 from pullback.model.documents.storage import Cipher, Encryption, Format, Ivgen, SecLabel, Secret, Store, StoreType
-from pullback.model.points import is_showable
+from pullback.model.texts import is_showable
 from pullback.model.xml import backup as backup_xml
 from pullback.model.xml import checkpoint as checkpoint_xml
 from pullback.model.xml import export as export_xml

@@ -103,6 +103,15 @@ COMMON = {
     ),
 }
 
+_RANGES = (
+    Field(
+        "ranges",
+        Kind.OBJECTS,
+        "where, in order",
+        (Field("start", I, "offset of the first byte"), Field("length", I, "bytes")),
+    ),
+    Field("more_ranges", I, "ranges that are not listed, because there are so many"),
+)
 _MARK = (
     Field("name", T, "the checkpoint's name"),
     Field("nonce", T, "16 hex digits, unique"),
@@ -134,6 +143,26 @@ _POINT_DISK = (
     Field("stored", I, "bytes that it added to the repository"),
     Field("read", I, "bytes that were read from the machine"),
 )
+_DESCRIPTION = (
+    Field("kind", T, "a QEMU process, or images of a machine that was off", words=("qemu", "images")),
+    Field("program", T, "the file of QEMU's program", optional=True),
+    Field("argv", Kind.TEXTS, "its command line, secrets masked"),
+    Field("version", T, "of QEMU, or of the storage daemon"),
+    Field("machine_type", T, "with its version", optional=True),
+    Field("uuid", T, "of the machine", optional=True),
+    Field(
+        "images",
+        Kind.OBJECTS,
+        "of a machine that was off",
+        (_TARGET, Field("path", T, "its file"), Field("format", T, "its format")),
+    ),
+)
+_FIRMWARE = (
+    Field("name", T, "its target: pflash0, pflash1"),
+    Field("writable", F, "the machine keeps variables in it"),
+    Field("size", I, "bytes"),
+    Field("sha256", T, "of its bytes, hex"),
+)
 _POINT = (
     Field("id", T, "the restore point's id"),
     _MACHINE,
@@ -149,6 +178,8 @@ _POINT = (
     Field("host", T, "the host that made it", optional=True),
     Field("milliseconds", I, "how long the backup took", optional=True),
     Field("tags", Kind.TEXTS, "the user's words for it"),
+    Field("description", Kind.OBJECT, "how the machine was started", _DESCRIPTION, optional=True),
+    Field("firmware", Kind.OBJECTS, "its firmware devices", _FIRMWARE),
 )
 _BITMAP = (
     Field("name", T, "its name"),
@@ -383,7 +414,8 @@ RESULTS: dict[str, tuple[Document, ...]] = {
                             Field("id", T, "its id"),
                             Field("created", T, "the instant, UTC, ISO 8601"),
                             Field("level", T, "what was asked for", words=("auto", "full")),
-                            Field("stored", I, "bytes that its images take"),
+                            Field("stored", I, "bytes that it added to the repository"),
+                            Field("tags", Kind.TEXTS, "the user's words for it"),
                             Field(
                                 "disks",
                                 Kind.OBJECTS,
@@ -404,6 +436,28 @@ RESULTS: dict[str, tuple[Document, ...]] = {
                         (Field("id", T, "its id"), Field("problem", T, "what is wrong")),
                     ),
                 ),
+            ),
+        ),
+    ),
+    "show": (
+        _result(
+            "show",
+            "A restore point",
+            Field("point", Kind.OBJECT, "the restore point", _POINT),
+            Field("freed_if_forgotten", I, "bytes that removing this point alone would free"),
+            Field("dependents", Kind.TEXTS, "ids of the points whose images build upon it (`dir:` only)"),
+            Field(
+                "chunks",
+                Kind.OBJECT,
+                "its chunks (restic's format only)",
+                (
+                    Field("total", I, "of all disks"),
+                    Field("zero", I, "that are all zero"),
+                    Field("distinct", I, "different ones"),
+                    Field("alone", I, "different ones that no other point of the repository has"),
+                    Field("stored", I, "bytes that the different ones take in the repository"),
+                ),
+                optional=True,
             ),
         ),
     ),
@@ -443,8 +497,68 @@ RESULTS: dict[str, tuple[Document, ...]] = {
                     _MACHINE,
                     Field("point", T, "the restore point's id"),
                     Field("target", T, "the disk; empty if the point as a whole is damaged"),
-                    Field("read", I, "bytes read"),
-                    Field("problem", T, "what is wrong; null if it is proven sound", optional=True),
+                    Field("read", I, "bytes read; in restic's format, bytes of the disk that were proven"),
+                    Field("problem", T, "what is wrong; null if nothing was found", optional=True),
+                    *_RANGES,
+                ),
+            ),
+            Field(
+                "files",
+                Kind.OBJECTS,
+                "files of the repository that are not what was written (restic's format)",
+                (
+                    Field("file", T, "its place in the repository"),
+                    Field("problem", T, "what is wrong"),
+                    Field("lost", I, "blobs in it of which there is no good copy"),
+                    Field("spared", I, "bad blobs of which there is another copy"),
+                ),
+            ),
+            Field("notes", Kind.TEXTS, "sentences for people"),
+            Field("packs_read", I, "pack files that were read"),
+            Field("bytes_read", I, "their bytes"),
+        ),
+        _result(
+            "verify",
+            "With `--against` (the exit code is 13 if anything changed without a trace)",
+            Field("against", T, "the machine's name"),
+            Field("seconds", N, "time in all"),
+            Field(
+                "disks",
+                Kind.OBJECTS,
+                "each disk",
+                (
+                    _TARGET,
+                    Field("point", T, "id of the restore point that it was compared with", optional=True),
+                    Field("reason", T, "why it was not compared", optional=True),
+                    Field("size", I, "bytes of the disk"),
+                    Field("changed", I, "bytes in blocks that tracking says have changed"),
+                    Field("compared", I, "bytes in blocks that were compared"),
+                    Field("differing", I, "bytes in blocks that differ, although tracking says they did not change"),
+                    Field("noticed", I, "bytes in blocks where only holes were made, which a backup looks for itself"),
+                    *_RANGES,
+                ),
+            ),
+        ),
+    ),
+    "diff": (
+        _result(
+            "diff",
+            "What differs",
+            _MACHINE,
+            Field("old", T, "id of the first point"),
+            Field("new", T, "id of the second point"),
+            Field("grain", I, "bytes that ranges are multiples of"),
+            Field("seconds", N, "time in all"),
+            Field(
+                "disks",
+                Kind.OBJECTS,
+                "each disk of either point",
+                (
+                    _TARGET,
+                    Field("old_size", I, "bytes; null: it was added", optional=True),
+                    Field("new_size", I, "bytes; null: it was removed", optional=True),
+                    Field("changed", I, "bytes that differ, of the part that both have"),
+                    *_RANGES,
                 ),
             ),
         ),

@@ -17,6 +17,7 @@ from pathlib import Path
 from pullback import errors, machine, state
 from pullback.engine import (
     capabilities,
+    description,
     exports,
     imagelock,
     images,
@@ -36,6 +37,7 @@ from pullback.engine.storage import Storage, opened
 from pullback.engine.undoing import despite
 from pullback.model import checkpoints, urls
 from pullback.model.backups import DiskRequest, Frozen, Quiescing, SnapshotRequest, Window
+from pullback.model.description import Description, Firmware
 from pullback.model.disks import Disk
 from pullback.model.exports import Export, Listen, NbdAddress, Served
 from pullback.model.overlays import Advance, Committed, NewOverlay, Overlay
@@ -162,6 +164,10 @@ class OfflineMachine:
     async def disks(self) -> tuple[Disk, ...]:
         """The images, in the order in which they were named."""
         return await self._storage.disks()
+
+    async def describe(self) -> Description:
+        """The images."""
+        return description.of_images(await self.disks(), self._version)
 
     async def alive(self) -> bool:
         """Does the storage daemon still answer?"""
@@ -361,6 +367,10 @@ class OfflineSnapshot:
     def moment(self) -> datetime:
         """The instant, UTC. Any while we hold the images is as good."""
         return self._moment
+
+    async def firmware(self) -> tuple[tuple[Firmware, ...], tuple[str, ...]]:
+        """None: firmware is a thing of the machine, and it is off."""
+        return (), ()
 
     def keep(self) -> None:
         """The backup is safe."""

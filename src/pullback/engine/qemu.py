@@ -14,6 +14,7 @@ from pathlib import Path
 from pullback import errors, machine, state
 from pullback.engine import (
     capabilities,
+    description,
     destinations,
     disks,
     ending,
@@ -42,6 +43,7 @@ from pullback.engine.undoing import despite
 from pullback.model import checkpoints
 from pullback.model import pushing as pushed_values
 from pullback.model.backups import Frozen, Quiescing, SnapshotRequest, Window
+from pullback.model.description import Description, Firmware
 from pullback.model.disks import Disk
 from pullback.model.exports import Listen, Served, ServerAddress
 from pullback.model.overlays import Advance, Committed, NewOverlay, Overlay
@@ -177,6 +179,10 @@ class QemuMachine:
         """All block devices, as they are now."""
         found, _ = await disks.find(self._qmp, has_graph=self.can.graph)
         return found
+
+    async def describe(self) -> Description:
+        """How QEMU was started."""
+        return await description.describe(self._qmp, self.can.version)
 
     async def alive(self) -> bool:
         """Does the monitor still answer?"""
@@ -579,6 +585,14 @@ class QemuSnapshot:
         """The instant, UTC."""
         assert self._cut is not None, "frozen before it is given out"
         return self._cut.moment
+
+    async def firmware(self) -> tuple[tuple[Firmware, ...], tuple[str, ...]]:
+        """The content of the firmware devices."""
+        context = self._context
+        if not context.capabilities.exports:
+            return (), ()
+        found, _ = await disks.find(context.monitor, has_graph=context.capabilities.graph)
+        return await description.firmware(context.monitor, context.job, found, server=context.request.nbd_server)
 
     def keep(self) -> None:
         """The backup is safe."""

@@ -36,6 +36,7 @@ from pullback.flows.threads import blocking
 from pullback.machine import Machine, Snapshot
 from pullback.model import urls
 from pullback.model.backups import Fleecing, Frozen, Level, Quiescing, SnapshotRequest
+from pullback.model.description import FirmwareHeader
 from pullback.model.points import Mode, Point, PointDisk
 from pullback.progress import Cancel, Progress, Silent
 from pullback.transfer import Piece, Zero, copy
@@ -201,9 +202,11 @@ class _Backup:
         plans = await self._plan()
         snapshot_request = self._snapshot_request(plans)
         async with self._machine.snapshot(snapshot_request) as snapshot:
+            # At once: it is not frozen with the disks.
+            firmware = await self._firmware(snapshot)
             disks = await self._copy_all(snapshot, plans, snapshot_request)
             await snapshot.close()
-            point = await uninterrupted(self._commit(snapshot, disks))
+            point = await uninterrupted(self._commit(snapshot, disks, firmware))
             await self._release(point)
         return self._report(point, snapshot, plans)
 
@@ -329,7 +332,18 @@ class _Backup:
 
     # -- after -------------------------------------------------------------------------------
 
-    async def _commit(self, snapshot: Snapshot, disks: tuple[PointDisk, ...]) -> Point:
+    async def _firmware(self, snapshot: Snapshot) -> tuple[FirmwareHeader, ...]:
+        """Keep the content of the firmware devices."""
+        found, notes = await snapshot.firmware()
+        for note in notes:
+            self._note(note)
+        for one in found:
+            await asyncio.to_thread(self._pending.keep_firmware, one)
+        return tuple(one.header for one in found)
+
+    async def _commit(
+        self, snapshot: Snapshot, disks: tuple[PointDisk, ...], firmware: tuple[FirmwareHeader, ...]
+    ) -> Point:
         """The restore point becomes visible, and from then on its checkpoint is needed."""
         name = next((disk.mark.name for disk in disks if disk.mark), None)
         point = Point(
@@ -347,6 +361,8 @@ class _Backup:
             host=socket.gethostname(),
             seconds=time.monotonic() - self._begun,
             tags=self._request.tags,
+            description=await self._machine.describe(),
+            firmware=firmware,
         )
         committed = await asyncio.to_thread(self._pending.commit, point)
         snapshot.keep()

@@ -58,9 +58,11 @@ def opened(place: urls.Repository, access: Access) -> Iterator[repo.Repository]:
 @contextmanager
 def opened_restic(place: urls.ResticRepository, access: Access) -> Iterator[repo.ResticRepository]:
     """The same for one that must be in restic's format."""
-    with repo.open_store(place.location, environ=access.environ, notice=access.notice) as store:
-        with repo.open_repository(store, lambda: access.password(place.url), caches=access.caches) as repository:
-            yield repository
+    with (
+        repo.open_store(place.location, environ=access.environ, notice=access.notice) as store,
+        repo.open_repository(store, lambda: access.password(place.url), caches=access.caches) as repository,
+    ):
+        yield repository
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from pullback.model.points import MAX_TEXT, is_showable, is_target, showable
+from pullback.model.texts import MAX_TEXT, is_showable, is_target, showable
 from pullback.units import MiB
 
 #: Words of a command line; one with 256 disks has some 1500.

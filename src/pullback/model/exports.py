@@ -25,6 +25,16 @@ class NbdAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NbdUri:
+    """An export anywhere, as a user names it (NBD URI specification): `nbd://HOST/EXPORT`, `nbds://…`, `nbd+unix:///…`.
+
+    With TLS, `tls-certificates=DIR` and `tls-psk-file=FILE` in it say what proves the two ends.
+    """
+
+    uri: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
     """Where the frozen content of a disk can be read.
 

@@ -6,6 +6,7 @@ A manifest is one JSON object (UTF-8, sorted keys) with an own checksum:
      "id": "20261124T060018Z-1f2e3d4c", "machine": "web01", "created": "2026-11-24T06:00:18.250000Z",
      "level": "auto", "pullback": "0.1.0", "qemu": "7.2.22", "engine": "filter", "pause_us": 4900,
      "checkpoint": "auto.….…" | null, "notes": ["…"], "host": "kvm1", "milliseconds": 1330, "tags": ["…"],
+     "description": {…} | null, "firmware": [{…}]      see `model.description`
      "disks": [{"target": "vda", "qdev": …, "serial": …, "source": …, "source_format": …,
                 "size": 8589934592, "mode": "incremental", "reason": null,
                 "parent": {"point": "…", "target": "vda"} | null,
@@ -33,9 +34,12 @@ from enum import StrEnum
 from typing import TypeVar
 
 from pullback import errors
+from pullback.model import description as descriptions
 from pullback.model.backups import Level
 from pullback.model.checkpoints import Mark
 from pullback.model.checkpoints import parse as parse_bitmap
+from pullback.model.description import Description, FirmwareHeader
+from pullback.model.texts import TARGET, is_showable, showable
 from pullback.units import KiB, MiB
 
 #: The format that this Pullback writes, and the highest that it reads.
@@ -48,8 +52,6 @@ MAX_MANIFEST = 16 * MiB
 MAX_DISKS = 256
 #: Notes of one point.
 MAX_NOTES = 1024
-#: Characters of a free text (PATH_MAX of Linux, because file names are among them).
-MAX_TEXT = 4096
 #: Blocks in a disk's hash list, so that the list has at most 32 MiB.
 MAX_BLOCKS = 1 << 20
 #: A hash block holds at least this, in bytes.
@@ -68,11 +70,7 @@ _ANY_ID = re.compile(f"{_ID.pattern}|{_SNAPSHOT_ID.pattern}")
 _ID_TIME = "%Y%m%dT%H%M%SZ"
 _CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Control characters, line separators, writing-direction overrides and lone surrogates: a text with
-# them could rewrite the terminal on which it is shown, or could not be encoded at all.
-_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _RESERVED = frozenset({"manifest.json"})
 
 
@@ -183,6 +181,10 @@ class Point:
     seconds: float | None = None
     #: The user's words for it. In restic's format they are the snapshot's, and not in the manifest.
     tags: tuple[str, ...] = ()
+    #: How the machine was started; None in points of format 1.0.
+    description: Description | None = None
+    #: Its firmware devices, whose bytes the repository keeps beside the disks.
+    firmware: tuple[FirmwareHeader, ...] = ()
 
     def disk(self, target: str) -> PointDisk:
         """The disk of that name; raises `UnknownDisk`."""
@@ -236,21 +238,6 @@ def is_file_name(text: str) -> bool:
     return bool(_NAME.fullmatch(text)) and text not in _RESERVED
 
 
-def is_target(text: str) -> bool:
-    """Can a disk be called so?"""
-    return bool(_TARGET.fullmatch(text))
-
-
-def showable(text: str) -> str:
-    """The text for people: what could upset a terminal is written `\\u001b`, and it ends at `MAX_TEXT`."""
-    return _UNSHOWABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)[:MAX_TEXT]
-
-
-def is_showable(text: str) -> bool:
-    """Has the text nothing in it that `showable` would change?"""
-    return len(text) <= MAX_TEXT and not _UNSHOWABLE.search(text)
-
-
 # -- writing ---------------------------------------------------------------------------------
 
 
@@ -271,6 +258,8 @@ def document(point: Point) -> dict[str, object]:
         "host": _shown(point.host),
         "milliseconds": None if point.seconds is None else round(point.seconds * _MILLI),
         "tags": list(point.tags),
+        "description": None if point.description is None else descriptions.document(point.description),
+        "firmware": [descriptions.firmware_document(header) for header in point.firmware],
     }
 
 
@@ -490,6 +479,8 @@ def _point(fields: _Fields, identity: str | None) -> Point:
         host=fields.optional("host", fields.text) if fields.minor else None,
         seconds=_seconds(fields) if fields.minor else None,
         tags=_texts(fields, "tags") if fields.minor and identity is None else (),
+        description=_description(fields) if fields.minor else None,
+        firmware=_firmware(fields) if fields.minor else (),
     )
     fields.end()
     _agree(point)
@@ -511,6 +502,16 @@ def _seconds(fields: _Fields) -> float | None:
     return None if found is None else found / _MILLI
 
 
+def _description(fields: _Fields) -> Description | None:
+    found = fields.take("description")
+    return None if found is None else descriptions.parse(found, lenient=fields.lenient)
+
+
+def _firmware(fields: _Fields) -> tuple[FirmwareHeader, ...]:
+    found = fields.items("firmware", 0, descriptions.MAX_FIRMWARES)
+    return tuple(descriptions.parse_header(item, lenient=fields.lenient) for item in found)
+
+
 def _disks(fields: _Fields, *, with_files: bool) -> tuple[PointDisk, ...]:
     found = [
         _Fields(item, f"disk {number}", lenient=fields.lenient)
@@ -521,7 +522,7 @@ def _disks(fields: _Fields, *, with_files: bool) -> tuple[PointDisk, ...]:
 
 def _disk(fields: _Fields, *, with_files: bool) -> PointDisk:
     disk = PointDisk(
-        target=fields.pattern("target", _TARGET),
+        target=fields.pattern("target", TARGET),
         qdev=fields.optional("qdev", fields.text),
         serial=fields.optional("serial", fields.text),
         source=fields.optional("source", fields.text),
@@ -551,7 +552,7 @@ def _files(fields: _Fields) -> ImageFiles:
 
 
 def _parent(fields: _Fields) -> PointRef:
-    parent = PointRef(point=fields.pattern("point", _ANY_ID), target=fields.pattern("target", _TARGET))
+    parent = PointRef(point=fields.pattern("point", _ANY_ID), target=fields.pattern("target", TARGET))
     fields.end()
     return parent
 
@@ -590,6 +591,7 @@ def _agree(point: Point) -> None:
     if any(disk.parent is not None and disk.parent.point == point.id for disk in point.disks):
         raise _BadManifest("a disk is its own parent")
     _distinct([disk.target for disk in point.disks], "disk")
+    _distinct([header.name for header in point.firmware], "firmware device")
     files = [disk.files for disk in point.disks if disk.files is not None]
     _distinct([name for kept in files for name in (kept.image, kept.hashes)], "file")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from pullback.model.description import Firmware
 from pullback.model.points import ImageFiles, Point, PointRef
 from pullback.repo.digest import HashList
 from pullback.repo.store.limit import Limiter
@@ -60,6 +61,9 @@ class PendingPoint(Protocol):
         Nothing is begun if that fails, so that the disk can then be made whole. Raises
         `VerificationFailed` (the parent cannot be used, or has another size), `Unsupported`.
         """
+
+    def keep_firmware(self, firmware: Firmware) -> None:
+        """Store the bytes of a firmware device, whose header the point will have."""
 
     def commit(self, point: Point) -> Point:
         """Make the point visible, durably, whose disks are those that were sealed; gives it with its id.
@@ -115,6 +119,9 @@ class Repository(Protocol):
 
     def hashes(self, point: Point, target: str) -> HashList:
         """The block hashes of a disk, proven against its digest."""
+
+    def firmware(self, point: Point) -> tuple[Firmware, ...]:
+        """The firmware devices of a point with their bytes, proven by their hashes."""
 
     def writer(self, machine: str, *, command: str, limiter: Limiter | None = None) -> AbstractContextManager[Writer]:
         """Become a writer of the machine's points; `command` tells others what we are doing.

@@ -26,7 +26,7 @@ from pullback import errors, state
 from pullback.model import checkpoints
 from pullback.model.documents import rules
 from pullback.model.documents.checkpoint import MAX_DOMAIN, CheckpointDocument, from_dict, to_dict
-from pullback.model.points import showable
+from pullback.model.texts import showable
 from pullback.model.tree import Saved
 
 #: Bytes of a file: a domain's text in JSON takes at most twelve for each character.

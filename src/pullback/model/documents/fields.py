@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from pullback.errors import BadDocument
-from pullback.model.points import showable
+from pullback.model.texts import showable
 
 #: The highest whole number in a document: libvirt reads times and sizes as signed 64 bit.
 MAX_INTEGER = (1 << 63) - 1

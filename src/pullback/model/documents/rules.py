@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from pullback.model.points import is_showable
+from pullback.model.texts import is_showable
 from pullback.units import KiB
 
 #: Bytes of a path (PATH_MAX of Linux, without its final NUL).

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pullback import errors
-from pullback.model.points import Point, PointDisk, showable
+from pullback.model.points import Point, PointDisk
+from pullback.model.texts import showable
 from pullback.programs import qemu_img
 from pullback.repo import files
 from pullback.repo.digest import ENTRY, HashList

@@ -6,6 +6,7 @@
     REPO/<machine>/<point id>/manifest.json       see `model.points`
                              /vda.qcow2           see `chain`
                              /vda.sha256          see `digest`
+                             /pflash1.firmware    bytes of a firmware device
 
 Names that begin with a dot are never points or machines, so a listing needs no list of exceptions.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from pullback import errors
-from pullback.model import points
+from pullback.model import points, texts
 from pullback.model.points import Point
 from pullback.repo import files
 
@@ -43,7 +44,7 @@ def encoded(machine: str) -> str:
 
     Raises `UsageError` if the machine's name is empty, too long, or not to be shown.
     """
-    if not machine or not points.is_showable(machine):
+    if not machine or not texts.is_showable(machine):
         raise errors.UsageError(problem=f"{machine!r} cannot name a machine in a repository")
     name = quote(machine, safe="")
     if name.startswith("."):
@@ -66,6 +67,11 @@ def hashes_name(target: str) -> str:
 def backing_name(point: str, image: str) -> str:
     """How an increment names the image that it is backed by: relative, so the directory can move."""
     return f"../{point}/{image}"
+
+
+def firmware_name(target: str) -> str:
+    """The bytes of the firmware device `target`."""
+    return f"{target}.firmware"
 
 
 def point_ids(machine: Path) -> list[str]:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pullback import errors
-from pullback.model.points import showable
+from pullback.model.texts import showable
 from pullback.repo import files
 from pullback.units import KiB
 

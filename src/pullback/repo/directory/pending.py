@@ -22,7 +22,8 @@ from pathlib import Path
 from types import TracebackType
 
 from pullback import errors
-from pullback.model import points
+from pullback.model import points, texts
+from pullback.model.description import Firmware
 from pullback.model.points import ImageFiles, Point, PointDisk, PointRef
 from pullback.programs import qemu_img
 from pullback.repo import files
@@ -166,7 +167,7 @@ class PendingPoint:
         cannot be used, or has another size), `Unsupported` (the chain would be too long),
         `DestinationFull`, `CannotWrite`.
         """
-        if not points.is_target(target) or target in self._started:
+        if not texts.is_target(target) or target in self._started:
             raise ValueError(f"{target!r} cannot be a new disk of this point")
         below = () if parent is None else self._chain(parent, size)
         backing = layout.backing_name(below[0].point.id, below[0].disk.image.image) if below else None
@@ -254,6 +255,12 @@ class PendingPoint:
             header = qcow2.read(self.image(target))
             if (header.size, header.backing) != (started.size, backing):
                 raise ValueError("the image changed its size or backing file while it was written")
+
+    def keep_firmware(self, firmware: Firmware) -> None:
+        """Store the bytes of a firmware device, durably."""
+        path = self._path / layout.firmware_name(firmware.name)
+        with files.writing(path):
+            files.write_new(path, firmware.data)
 
     def commit(self, point: Point) -> Point:
         """Make the point visible, durably; gives it as it will be read back.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pullback import errors
 from pullback.model import points
+from pullback.model.description import Firmware, FirmwareHeader, with_data
 from pullback.model.points import Point
 from pullback.repo import files, selection
 from pullback.repo.digest import HashList
@@ -125,6 +126,15 @@ class Directory:
     def hashes(self, point: Point, target: str) -> HashList:
         """The block hashes of a disk; raises `VerificationFailed` if they are not those of the manifest."""
         return chain.hash_list(self._machine(point.machine), point, target)
+
+    def firmware(self, point: Point) -> tuple[Firmware, ...]:
+        """The firmware devices of a point with their bytes; raises `VerificationFailed`."""
+        return tuple(self._firmware(point, header) for header in point.firmware)
+
+    def _firmware(self, point: Point, header: FirmwareHeader) -> Firmware:
+        name = layout.firmware_name(header.name)
+        with files.judging(point.id, name):
+            return with_data(header, files.read(self._machine(point.machine) / point.id / name, limit=header.size))
 
     # -- writing -----------------------------------------------------------------------------
 

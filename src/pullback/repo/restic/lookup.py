@@ -49,6 +49,8 @@ _BATCH = 1 << 16
 #: Runs in which a look-up searches, before the small ones are joined.
 _RUNS = 8
 _MAX_LENGTH = (1 << 32) - 1
+#: Bytes of the shortest entry in a pack's header.
+_ENTRY_LEAST = 37
 _KINDS = {kind.word: int(kind) for kind in Blob}
 #: Magic, number 1 in this machine's byte order, blobs, packs, id of the index file, SHA-256 of the rest.
 _HEADER = struct.Struct("=16sQQQ32s32s")
@@ -392,7 +394,8 @@ class Index:
         state = self._ready()
         lacking = np.ones(len(ids) // ID, np.bool_)
         whole = memoryview(ids)
-        for first in range(0, len(lacking), _BATCH):  # all at once, the arrays in between would be larger than the index
+        # All at once, the arrays in between would be larger than the index.
+        for first in range(0, len(lacking), _BATCH):
             for positions, _ in _matches(state, _words(whole[first * ID : (first + _BATCH) * ID]), kind):
                 lacking[first + positions] = False
         found: list[int] = np.flatnonzero(lacking).tolist()
@@ -421,6 +424,23 @@ class Index:
             for part, rows in state.live()
             for number in np.unique(part.pack if rows is None else part.pack[rows]).tolist()
         }
+
+    def pack_sizes(self) -> dict[bytes, int]:
+        """The bytes that each pack has at least: its blobs and an entry for each in its header."""
+        with self._lock:
+            self._flush()
+            state = self._state
+        found: dict[bytes, int] = {}
+        for part, live in state.live():
+            rows = slice(None) if live is None else live
+            pack, packs = part.pack[rows], len(part.packs) // ID
+            count = np.bincount(pack, minlength=packs)
+            length = np.bincount(pack, part.length[rows], minlength=packs).astype(np.int64)
+            for number in np.flatnonzero(count).tolist():
+                id = part.pack_id(number)
+                least = int(length[number]) + _ENTRY_LEAST * int(count[number])
+                found[id] = max(found.get(id, 0), least)
+        return found
 
     def entries(self, pack: bytes) -> list[Entry]:
         """What is known to be in a pack, by offset."""

@@ -3,7 +3,10 @@
     begin       our lock ─► the indexes ─► each inherited chunk looked up (missing: read again)
     observe     chunks ─► packs, uploaded while reading goes on
     seal        a disk's trees, which follow from its chunk ids alone
-    commit      packs and index durable ─► our lock still there? ─► snapshot file ─► still there?
+    commit      packs durable ─► our lock still there? ─► index ─► snapshot file ─► still there?
+
+Without our lock somebody may have pruned. Then a new lock is taken, and all that the point needs is
+looked for; what is not there ends the backup, and a snapshot file that is there already goes again.
 
 Whatever ends it before the snapshot file leaves packs that nothing refers to; the next backup from
 here takes them over (`cache.Journal`), or `restic prune` removes them.
@@ -21,7 +24,8 @@ from typing import Protocol
 
 from pullback import errors, extents
 from pullback.extents import Extent
-from pullback.model import points
+from pullback.model import points, texts
+from pullback.model.description import Firmware
 from pullback.model.points import Point, PointRef
 from pullback.repo.digest import HashList, block_size_for, zero_hash
 from pullback.repo.interface import Sealed
@@ -37,6 +41,10 @@ from pullback.repo.restic.types import Blob
 from pullback.repo.restic.zeromap import ZeroMap
 from pullback.repo.store import Kind, Store
 from pullback.repo.store.limit import Limiter
+from pullback.units import MiB
+
+#: Bytes of a firmware device in one blob.
+_FIRMWARE_CHUNK = MiB
 
 
 class Home(Protocol):
@@ -89,6 +97,8 @@ class PendingDisk:
         self.parent = parent
         self.zeroes = zeroes
         self.tree: bytes | None = None
+        #: Ids of the disk's trees.
+        self.trees = bytearray()
         self._packer = packer
         self._lock = threading.Lock()
         self._stored = 0
@@ -149,6 +159,7 @@ class PendingDisk:
         hashes = self.hashes
         for id, tree in trees.disk_trees(hashes.encode(), trees.Shape(hashes.size, hashes.block_size)):
             self._stored += self._packer.put(Blob.TREE, tree, id)
+            self.trees += id
             self.tree = id  # the last one is the disk's own
         return Sealed(
             size=hashes.size,
@@ -173,9 +184,13 @@ class PendingPoint:
             repository.index,
             repository.cache,
             compress=repository.compresses,
+            guarded=lock.trusted,
             limiter=limiter,
         )
         self._disks: dict[str, PendingDisk] = {}
+        self._firmware: list[trees.Node] = []
+        #: Ids of what belongs to no disk.
+        self._loose = {kind: bytearray() for kind in Blob}
         self._open = ExitStack()
 
     def __enter__(self) -> PendingPoint:
@@ -187,7 +202,7 @@ class PendingPoint:
 
     def create(self, target: str, size: int, *, parent: PointRef | None = None) -> None:
         """Begin a disk. Raises `VerificationFailed` if the parent's chunk ids cannot be had."""
-        if not points.is_target(target) or target in self._disks or target in RESERVED:
+        if not texts.is_target(target) or target in self._disks or target in RESERVED:
             raise ValueError(f"{target!r} cannot be a new disk of this point")
         chunk = block_size_for(size)
         if parent is None:
@@ -211,6 +226,12 @@ class PendingPoint:
         """A disk that was created, to be filled."""
         return self._disks[target]
 
+    def keep_firmware(self, firmware: Firmware) -> None:
+        """Store the bytes of a firmware device."""
+        starts = range(0, len(firmware.data), _FIRMWARE_CHUNK)
+        ids = b"".join(self._blob(Blob.DATA, firmware.data[start : start + _FIRMWARE_CHUNK]) for start in starts)
+        self._firmware.append(trees.file(firmware.name, ids, len(firmware.data)))
+
     # -- the end -----------------------------------------------------------------------------
 
     def commit(self, point: Point) -> Point:
@@ -219,12 +240,16 @@ class PendingPoint:
         repository = self._repository
         manifest = points.encode(replace(point, id="0" * 64))
         tree = self._store_root(manifest, point)
-        self._packer.finish()
-        if not self._lock.trusted():
+        self._packer.upload()
+        safe = self._lock.trusted()
+        if not safe:
             self._lock.renew()
+            self._require_packs()  # an index shall not list what is gone
+        self._packer.finish()
+        if not safe:
             self._prove()
         identity = repository.write_snapshot(snapshot_of(point, tree, self._previous()))
-        if not self._lock.there():
+        if not self._lock.trusted():
             self._prove_after(identity)
         self._packer.committed()
         repository.cache.keep_manifest(identity, manifest)
@@ -236,34 +261,44 @@ class PendingPoint:
         """Manifest and root tree; gives the tree's id."""
         id = self._blob(Blob.DATA, manifest)
         node = trees.file(MANIFEST, id, len(manifest))
+        firmware = self._blob(Blob.TREE, trees.encode(self._firmware)) if self._firmware else None
         subtrees = {target: disk.tree for target, disk in self._disks.items() if disk.tree is not None}
-        return self._blob(Blob.TREE, root_tree(node, subtrees, None, point.created))
+        return self._blob(Blob.TREE, root_tree(node, subtrees, firmware, point.created))
 
     def _blob(self, kind: Blob, plain: bytes) -> bytes:
         id = hashlib.sha256(plain).digest()
         self._packer.put(kind, plain, id)
+        self._loose[kind] += id
         return id
 
     def _previous(self) -> str | None:
         """The point that most of it was inherited from, for restic's `parent`."""
         return next((disk.parent.point for disk in self._disks.values() if disk.parent is not None), None)
 
+    def _require_packs(self) -> None:
+        """The packs of this run must be there."""
+        if not self._packer.packs() <= self._stored_packs():
+            raise errors.RepositoryChanged(repository=self._repository.name)
+
+    def _stored_packs(self) -> set[bytes]:
+        return {bytes.fromhex(stored.name) for stored in self._repository.store.list(Kind.DATA)}
+
     def _prove(self) -> None:
         """Somebody may have pruned: all that the point needs must still be there."""
-        fresh = self._repository.fresh_index()
-        there = {bytes.fromhex(stored.name) for stored in self._repository.store.list(Kind.DATA)}
-        lost = not self._packer.packs() <= there
-        for disk in self._disks.values():
-            located = fresh.locate(disk.hashes.encode())
-            used = {located.packs[number] if number >= 0 else b"" for number in set(located.pack.tolist())}
-            lost = lost or not used <= there
-        if lost:
+        fresh = self._repository.fresh_index()  # knows only of packs that are there
+        self._require_packs()
+        needed = [(kind, bytes(ids)) for kind, ids in self._loose.items()]
+        needed += [(Blob.TREE, bytes(disk.trees)) for disk in self._disks.values()]
+        needed += [(Blob.DATA, disk.hashes.encode()) for disk in self._disks.values()]
+        if any(fresh.missing(ids, kind) for kind, ids in needed):
             raise errors.RepositoryChanged(repository=self._repository.name)
 
     def _prove_after(self, identity: str) -> None:
+        """The same when the point is visible. While somebody prunes who may not have seen it, nothing is proven."""
         try:
+            self._lock.renew()
             self._prove()
-        except errors.RepositoryChanged:
+        except BaseException:
             self._repository.store.delete(Kind.SNAPSHOTS, identity)
             raise
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pullback import errors
 from pullback.model import points
+from pullback.model.description import Firmware, with_data
 from pullback.model.points import Point
 from pullback.repo import selection
 from pullback.repo.digest import HashList
@@ -38,11 +39,13 @@ _INDEX_THREADS = 8
 class Repository:
     """An open repository. Thread-safe. Its store belongs to it: a context manager closes both."""
 
-    def __init__(self, store: Store, key: Key, settings: config.Config, caches: Path) -> None:
+    def __init__(self, store: Store, key: Key, settings: config.Config, caches: Path, *, key_name: str = "") -> None:
         """Use `open_repository` or `create_repository`."""
         self.store = store
         self.key = key
         self.config = settings
+        #: The file of the key that opened it.
+        self.key_name = key_name
         #: What messages call it.
         self.name = store.url
         #: 16 hex digits; names the owner of checkpoints.
@@ -70,15 +73,24 @@ class Repository:
     def fresh_index(self) -> Index:
         """The index as it is in the repository now, for those who write: without what `scrub` found to be bad.
 
-        So that is stored again. Those who read may still find something good in it, and prove what they read.
+        And without packs that are missing or too short. So what was in them is stored again. Those who
+        read may still find something good in it, and prove what they read.
         """
         packs, bad = self.cache.damage()
         index = self._load_index(without=bad)
-        if packs:
-            index.exclude(packs=packs)
+        if gone := self._gone(index):
+            self.problems.append(f"{len(gone)} packs are missing or too short")
+        if lost := packs | gone:
+            index.exclude(packs=lost)
         with self._loading:
             self._index = index
         return index
+
+    def _gone(self, index: Index) -> frozenset[bytes]:
+        """Packs that are not there, or shorter than what is to be in them."""
+        # Listed after the indexes: whoever adds writes packs before they are indexed.
+        there = {bytes.fromhex(stored.name): stored.size for stored in self.store.list(Kind.DATA)}
+        return frozenset(pack for pack, size in index.pack_sizes().items() if there.get(pack, -1) < size)
 
     def _load_index(self, without: frozenset[str] = frozenset()) -> Index:
         names = sorted(stored.name for stored in self.store.list(Kind.INDEX) if stored.name not in without)
@@ -188,6 +200,13 @@ class Repository:
     def find(self, text: str = selection.LATEST, *, machine: str | None = None) -> Point:
         """The point that a user means; see `interface.Repository.find`."""
         found = self.snapshots()
+        identity = self.identity(text, found, machine=machine)
+        return self._point(identity, self._judged(identity, found))
+
+    def identity(
+        self, text: str, found: dict[str, Snapshot | errors.PullbackError], *, machine: str | None = None
+    ) -> str:
+        """The id of the point among `found` (`snapshots`) that a user means, be it damaged or not."""
         candidates = [
             selection.Candidate(machine=one.hostname, id=name, created=one.when)
             for name, one in found.items()
@@ -201,8 +220,7 @@ class Repository:
                 for name, one in found.items()
                 if not isinstance(one, Snapshot)
             ]
-        chosen = selection.choose(candidates, text, machine=machine, repository=self.name)
-        return self._point(chosen.id, self._judged(chosen.id, found))
+        return selection.choose(candidates, text, machine=machine, repository=self.name).id
 
     def _point(self, identity: str, snapshot: Snapshot) -> Point:
         """A point from its manifest. Raises `VerificationFailed`, `RepositoryTooNew`."""
@@ -271,6 +289,22 @@ class Repository:
         name = f"restore point {point.id[:8]}, disk {target}"
         hashes = self.hashes(point, target)
         return PointEndpoint(self.reader, hashes, name=name, connections=self.store.connections)
+
+    def firmware(self, point: Point) -> tuple[Firmware, ...]:
+        """The firmware devices of a point with their bytes; raises `VerificationFailed`."""
+        if not point.firmware:
+            return ()
+        where = f"snapshots/{point.id}"
+        with _judging(point.id):
+            folder = layout.child(self._root(self._existing(point.id)), layout.FIRMWARE, where)
+            tree = self.reader.read(folder.subtree or b"", Blob.TREE)
+            try:
+                return tuple(
+                    with_data(header, b"".join(self._content(layout.child(tree, header.name, where))))
+                    for header in point.firmware
+                )
+            except ValueError as error:
+                raise errors.RepositoryDamaged(file=where, problem=f"its firmware: {error}") from error
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -347,15 +381,14 @@ def open_repository(store: Store, password: Callable[[], str], *, caches: Path) 
     if not names:
         raise errors.RepositoryDamaged(file="keys", problem="there is none")
     files = [(name, store.read(Kind.KEYS, name)) for name in names]
-    _, key = keys.open_any(files, password(), store.url)
-    return Repository(store, key, config.parse(key, sealed, store.url), caches)
+    key_name, key = keys.open_any(files, password(), store.url)
+    return Repository(store, key, config.parse(key, sealed, store.url), caches, key_name=key_name)
 
 
 def create_repository(store: Store, password: str, *, caches: Path, cost: keys.Cost = keys.DEFAULT_COST) -> Repository:
     """Make a repository in an empty store. Raises `RepositoryExists` if one is there."""
     settings, key = config.new(), Key.random()
-    maker = keys.Maker(hostname=socket.gethostname(), username=_user(), created=datetime.now(UTC))
-    name, data = keys.create(password, key, maker, cost=cost)
+    name, data = new_key(password, key, cost)
     try:
         # The config last, and only if there is none: it is what makes a repository.
         store.write(Kind.KEYS, name, data)
@@ -364,7 +397,13 @@ def create_repository(store: Store, password: str, *, caches: Path, cost: keys.C
         with contextlib.suppress(errors.PullbackError):
             store.delete(Kind.KEYS, name)
         raise errors.RepositoryExists(path=store.url) from error
-    return Repository(store, key, settings, caches)
+    return Repository(store, key, settings, caches, key_name=name)
+
+
+def new_key(password: str, key: Key, cost: keys.Cost) -> tuple[str, bytes]:
+    """A file that opens the repository with `password`, made by us here and now: its name and content."""
+    maker = keys.Maker(hostname=socket.gethostname(), username=_user(), created=datetime.now(UTC))
+    return keys.create(password, key, maker, cost=cost)
 
 
 def _user() -> str:
