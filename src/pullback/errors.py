@@ -31,7 +31,7 @@ class Exit(enum.IntEnum):
     DONE = 0, "done (also: a first backup, a new disk, a disk that cannot be tracked, each noted)"
     FAILED = 1, "failed; no restore point and no disk is left half made"
     USAGE = 2, "the command line, or what it names, is wrong"
-    WARNED = 3, "done, but a chain that should have continued did not (`--strict` makes it 1)"
+    WARNED = 3, "done, but a chain that should have continued did not (`--strict` makes it 1); of `doctor`: warnings only"
     NO_REPOSITORY = 10, "there is no repository at that place"
     BUSY = 11, "locked or busy: another job, another client, another tool"
     WRONG_PASSWORD = 12, "the repository's password is wrong"
@@ -379,7 +379,7 @@ class NoJob(PullbackError):
 
 @dataclass(kw_only=True, eq=False)
 class DestinationUnusable(PullbackError):
-    """A push cannot write there."""
+    """A push, or a restore, cannot write there."""
 
     code: ClassVar[str] = "destination-unusable"
     exit_code: ClassVar[Exit] = Exit.USAGE
@@ -915,6 +915,18 @@ class RepositoryDamaged(PullbackError):
     sentence: ClassVar[str] = "The repository's file {file} is damaged: {problem}."
     remedy: ClassVar[str | None] = "`pullback verify --read-data` tells which restore points it touches."
     file: str
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class DestinationDiffers(PullbackError):
+    """What was restored does not read back as it was written."""
+
+    code: ClassVar[str] = "destination-differs"
+    exit_code: ClassVar[Exit] = Exit.VERIFICATION
+    sentence: ClassVar[str] = "{place} does not give back what was written to it: {problem}."
+    remedy: ClassVar[str | None] = "The restore point is sound: restore it to another place, and look after that one."
+    place: str
     problem: str
 
 

@@ -218,7 +218,10 @@ class _Backup:
             await machine.disks(), machine=machine.name, only=request.only, exclude=request.exclude
         )
         listing = await asyncio.to_thread(self._repository.listing, machine.name)
-        self._notes += [f"restore point {bad.id} is damaged: {bad.problem}" for bad in listing.damaged]
+        for bad in (*listing.damaged, *self._repository.strays()):
+            self._notes.append(f"restore point {bad.id} is damaged: {bad.problem}")
+        for problem in filling.problems(self._repository):
+            self._note(problem)
         plans = planning.plan(chosen, _of(self._repository, listing), request.level)
         plans = tuple(map(_with_sight, plans))
         plans = tuple([await asyncio.to_thread(self._begin_disk, plan) for plan in plans])
@@ -240,6 +243,10 @@ class _Backup:
                 raise
             self._pending.create(disk.target, disk.size)
             return plan.read_whole(str(error).rstrip("."))
+        lacked = filling.lacked(self._pending, disk.target)
+        if lacked:
+            again = f"{units.format_size(lacked)} that the repository has lost are read again"
+            return replace(plan, reason="; ".join(filter(None, (plan.reason, again))))
         return plan
 
     def _note(self, sentence: str) -> None:

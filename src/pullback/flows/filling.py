@@ -51,6 +51,16 @@ class Filling(Protocol):
         """All is filled, and what was opened for it is closed: check it, make it durable."""
 
 
+def lacked(pending: repo.Pending, target: str) -> int:
+    """Bytes of the parent of a disk that are to be read again, because the repository has lost them."""
+    return pending.disk(target).lacked if isinstance(pending, repo.PendingSnapshot) else 0
+
+
+def problems(repository: repo.Repository) -> tuple[str, ...]:
+    """What of the repository cannot be used, as sentences."""
+    return tuple(repository.problems) if isinstance(repository, repo.ResticRepository) else ()
+
+
 @contextlib.contextmanager
 def opened(pending: repo.Pending, target: str, *, cancel: Cancel) -> Iterator[Filling]:
     """The disk `target` of a pending point, open for filling while the block runs. `seal` it afterwards."""

@@ -6,11 +6,13 @@ plain -> (zstd, if that makes it smaller) -> sealed;     id = SHA-256 of plain
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pullback import errors
 from pullback.repo.restic import compression, crypto
 from pullback.repo.restic.types import Blob, Buffer, Entry
+
+Plain = TypeVar("Plain", bound=bytes | bytearray)
 
 
 class EncodedBlob(NamedTuple):
@@ -51,11 +53,43 @@ def decode(key: crypto.Key, sealed: Buffer, entry: Entry, where: str) -> bytes:
 
     Raises `RepositoryDamaged` (its file is `where`) unless `sealed` is that blob, whole.
     """
-    if len(sealed) != entry.length:
-        raise errors.RepositoryDamaged(file=where, problem=f"a blob has {len(sealed)} bytes instead of {entry.length}")
-    plain = crypto.unseal(key, sealed, where)
+    plain = _unsealed(key, sealed, entry, where)
     if entry.raw_length:
         plain = compression.decompress(plain, entry.raw_length, where)
+    return _proven(plain, entry, where)
+
+
+class Scratch:
+    """A buffer for the content of one blob after another: new memory for each costs more than it seems."""
+
+    def __init__(self, largest: int) -> None:
+        """For blobs of up to so many bytes."""
+        self.largest = largest
+        self._buffer = bytearray()
+
+    def of(self, size: int) -> bytearray:
+        """The buffer, with just `size` bytes; what was in it is gone."""
+        if len(self._buffer) != size:
+            self._buffer = bytearray(size)
+        return self._buffer
+
+
+def decode_into(scratch: Scratch, key: crypto.Key, sealed: Buffer, entry: Entry, where: str) -> bytes | bytearray:
+    """`decode`, but the content is valid only until `scratch` is used again."""
+    if not 0 < entry.raw_length <= scratch.largest:
+        return decode(key, sealed, entry, where)
+    content = scratch.of(entry.raw_length)
+    compression.decompress_into(_unsealed(key, sealed, entry, where), content, where)
+    return _proven(content, entry, where)
+
+
+def _unsealed(key: crypto.Key, sealed: Buffer, entry: Entry, where: str) -> bytes:
+    if len(sealed) != entry.length:
+        raise errors.RepositoryDamaged(file=where, problem=f"a blob has {len(sealed)} bytes instead of {entry.length}")
+    return crypto.unseal(key, sealed, where)
+
+
+def _proven(plain: Plain, entry: Entry, where: str) -> Plain:
     if hashlib.sha256(plain).digest() != entry.id:
         raise errors.RepositoryDamaged(file=where, problem=f"the content of blob {entry.id.hex()} is another")
     return plain

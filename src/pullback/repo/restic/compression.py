@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from pullback import errors
+from pullback.repo.restic import libzstd
 from pullback.repo.restic.types import Buffer
 from pullback.units import KiB
 
@@ -58,6 +59,15 @@ def decompress(data: Buffer, size: int, where: str) -> bytes:
     if len(plain) != size:
         raise _damaged(where, f"it holds {len(plain)} bytes instead of {size}")
     return plain
+
+
+def decompress_into(data: Buffer, buffer: bytearray, where: str) -> None:
+    """Fill the whole `buffer` with the content of one frame, which must be just as long.
+
+    Raises `RepositoryDamaged` for anything else, and means nothing by what is in the buffer then.
+    """
+    if not libzstd.decompress_into(data, buffer):
+        buffer[:] = decompress(data, len(buffer), where)
 
 
 def decompress_document(data: Buffer, limit: int, where: str) -> bytes:

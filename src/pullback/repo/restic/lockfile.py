@@ -5,7 +5,6 @@ A lock is never changed: its owner writes a new one every five minutes and delet
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -77,13 +76,3 @@ def parse(data: Buffer, where: str) -> Lock:
     except ValueError:
         fields.fail("its time is none")
     return lock
-
-
-def is_stale(lock: Lock, now: datetime, hostname: str, alive: Callable[[int], bool]) -> bool:
-    """May it be removed? It may if it is old, or if its process on this host has ended.
-
-    `alive` is asked for the process only if the lock is of this host (`hostname`).
-    """
-    if now - lock.when > STALE_AFTER:
-        return True
-    return lock.hostname == hostname and lock.pid > 0 and not alive(lock.pid)

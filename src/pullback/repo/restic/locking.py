@@ -2,7 +2,8 @@
 
 A lock is a sealed file in `locks/`: shared for those who read or add, exclusive for those who
 remove. Nothing enforces it, so everybody looks before and after making his own. It is made anew
-every five minutes; one that is older than half an hour is nobody's.
+every five minutes; one that is older than half an hour is nobody's. How old it is says the store's
+own clock, by which our lock and the other's were written: clocks of hosts differ, and jump.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ TRUSTED = 20 * 60.0
 SETTLE = 0.2
 #: Seconds that one refresh may be late before it is tried again.
 _RETRY = 10.0
+#: Names that many hosts have: a process that does not run here may run on another one.
+_NAMELESS = frozenset({"", "localhost", "localhost.localdomain"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,19 @@ class Held:
     modified: datetime
 
     @property
-    def stale(self) -> bool:
-        """Is its holder gone?"""
-        now = datetime.now(UTC)
-        if self.lock is None:
-            return now - self.modified > timedelta(minutes=30)
-        return lockfile.is_stale(self.lock, now, socket.gethostname(), _alive)
+    def ended(self) -> bool:
+        """Was it made by a process of this host that does not run any more?"""
+        return (
+            self.lock is not None
+            and self.lock.hostname == socket.gethostname()
+            and self.lock.hostname not in _NAMELESS
+            and self.lock.pid > 0
+            and not _alive(self.lock.pid)
+        )
+
+    def stale(self, now: datetime) -> bool:
+        """Is its holder gone? `now`: by the store's clock."""
+        return self.ended or now - self.modified > lockfile.STALE_AFTER
 
     def __str__(self) -> str:
         if self.lock is None:
@@ -97,32 +107,66 @@ class RepositoryLock:
         self._refresh = refresh
         self._names: list[str] = []
         self._refreshed = 0.0
+        #: Was there a moment without it? Then somebody may have pruned.
+        self._lost = False
+        #: Guards what stands above.
+        self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> RepositoryLock:
-        self._judge()
-        self._write()
+        self._look_around()
         try:
-            self._ended.wait(SETTLE)
-            self._judge()
+            self._acquire()
         except BaseException:
             self.close()
             raise
-        self._thread = threading.Thread(target=self._keep, name="repository-lock", daemon=True)
-        self._thread.start()
+        self._begin()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _judge(self) -> None:
-        """Raise `BusyError` if somebody else's lock forbids ours."""
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._keep, name="repository-lock", daemon=True)
+        self._thread.start()
+
+    # -- others ------------------------------------------------------------------------------
+
+    def _forbids(self, other: Held) -> bool:
+        return other.name not in self._names and (other.lock is None or other.lock.conflicts(self._exclusive))
+
+    def _busy(self, other: Held) -> errors.BusyError:
+        return errors.BusyError(what=f"The repository {self._store.url}", holder=str(other))
+
+    def _look_around(self) -> None:
+        """Before anything is written: raise `BusyError` for a lock that is new by any clock."""
+        now = datetime.now(UTC)
         for other in held(self._store, self._key):
-            if other.name in self._names or other.stale:
-                continue
-            if self._exclusive or other.lock is None or other.lock.exclusive:
-                raise errors.BusyError(what=f"The repository {self._store.url}", holder=str(other))
+            age = now - other.modified
+            if self._forbids(other) and not other.ended and timedelta(0) <= age < lockfile.STALE_AFTER:
+                raise self._busy(other)
+
+    def _acquire(self) -> None:
+        """Write ours, and raise `BusyError` if somebody else's forbids it."""
+        self._write()
+        self._ended.wait(SETTLE)
+        found = held(self._store, self._key)
+        # By the store's clock. Ours is not there any more? Then everything counts as new.
+        now = next((one.modified for one in found if one.name == self._names[-1]), datetime.min.replace(tzinfo=UTC))
+        for other in found:
+            if self._forbids(other) and not other.stale(now):
+                raise self._busy(other)
+        self._bury(found)
+
+    def _bury(self, found: list[Held]) -> None:
+        """Remove the locks of our own dead: they would keep restic from pruning. What cannot go, stays."""
+        for other in found:
+            if other.ended and other.name not in self._names:
+                with contextlib.suppress(errors.PullbackError):
+                    self._store.delete(Kind.LOCKS, other.name)
+
+    # -- ours --------------------------------------------------------------------------------
 
     def _write(self) -> None:
         lock = lockfile.Lock(
@@ -135,7 +179,7 @@ class RepositoryLock:
             gid=os.getgid(),
         )
         name, data = unpacked.seal_file(self._key, lockfile.encode(lock), compress=self._compress)
-        before = time.monotonic()
+        before = _clock()
         self._store.write(Kind.LOCKS, name, data)
         self._names.append(name)
         self._refreshed = before
@@ -144,31 +188,41 @@ class RepositoryLock:
         wait = self._refresh
         while not self._ended.wait(wait):
             try:
-                if not self.there():  # somebody removed it: `trusted` must never hold again
-                    return
-                self._write()
-                self._remove(self._names[:-1])
+                with self._changing:
+                    if not self._renewed():
+                        return
                 wait = self._refresh
             except errors.PullbackError:
                 wait = min(self._refresh, _RETRY)  # tried again; `trusted` tells if that lasts too long
 
-    def there(self) -> bool:
-        """Is our lock still in the repository?"""
-        try:
-            return any(stored.name == self._names[-1] for stored in self._store.list(Kind.LOCKS))
-        except errors.ObjectMissing:
+    def _renewed(self) -> bool:
+        """Make it anew, unless there was a moment without it: the old one must be there when the new one is."""
+        before, lost = self._names[-1], self._lost
+        self._lost = True  # unless it turns out otherwise
+        if not self._is_there(before):
             return False
+        self._write()
+        if not self._is_there(before):
+            return False
+        self._lost = lost
+        self._remove(self._names[:-1])
+        return True
+
+    def _is_there(self, name: str) -> bool:
+        return any(stored.name == name for stored in self._store.list(Kind.LOCKS))
 
     def trusted(self) -> bool:
         """Has it been there all the time, and fresh enough for nobody to take it for a dead one's?"""
-        return time.monotonic() - self._refreshed < TRUSTED and self.there()
+        with self._changing:
+            return not self._lost and _clock() - self._refreshed < TRUSTED and self._is_there(self._names[-1])
 
     def renew(self) -> None:
         """Take a new lock after the old one was lost. Raises `BusyError` as at the beginning."""
-        self._judge()
-        self._write()
-        self._ended.wait(SETTLE)
-        self._judge()
+        with self._changing:
+            self._acquire()
+            self._lost = False
+        if self._thread is not None and not self._thread.is_alive():
+            self._begin()
 
     def _remove(self, names: list[str]) -> None:
         for name in names:
@@ -182,6 +236,11 @@ class RepositoryLock:
             self._thread.join()
         with contextlib.suppress(errors.PullbackError):
             self._remove(list(self._names))
+
+
+def _clock() -> float:
+    """Seconds that go on while the host sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _user() -> str:

@@ -2,7 +2,7 @@
 
     put ──known?──► dropped
          └────────► compressed, sealed ─► pack (16 MiB) ─► uploads ─► durable ─► journal, index in memory
-    finish: the packs that are not full, then the index file
+    upload: the packs that are not full      finish: the index file
 
 Called by many threads; hashing, compressing and sealing happen in theirs. So a chunk waits for
 nobody unless more is under way than `Uploads` allows.
@@ -39,14 +39,24 @@ class Packer:
     """Stores blobs; a context manager that abandons what is under way unless `finish` came first."""
 
     def __init__(
-        self, store: Store, key: Key, known: Index, cache: Cache, *, compress: bool, limiter: Limiter | None = None
+        self,
+        store: Store,
+        key: Key,
+        known: Index,
+        cache: Cache,
+        *,
+        compress: bool,
+        guarded: Callable[[], bool] = lambda: True,
+        limiter: Limiter | None = None,
     ) -> None:
+        """`guarded`: may we still trust that nobody prunes? Only then is an index file written before `finish`."""
         self._store = store
         self._key = key
         self._known = known
         self._cache = cache
         self._level = 1 if compress else None
         self._compress = compress
+        self._guarded = guarded
         self._limiter = limiter
         self._lock = threading.Lock()
         self._builders = {kind: PackBuilder(key, kind) for kind in Blob}
@@ -135,14 +145,13 @@ class Packer:
             self._unindexed.append((pack, entries))
             self._packs.add(pack)
             due = sum(len(some) for _, some in self._unindexed) >= INDEX_BLOBS
-            batch = self._take() if due else []
-        if batch:
-            self._write_index(batch)
+        if due and self._guarded():
+            self.finish()
 
     # -- the end -----------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Make all that was put durable, and put it into an index file. May be called again after more was put."""
+    def upload(self) -> None:
+        """Make all that was put durable."""
         for kind in Blob:
             with self._lock:
                 builder = self._builders[kind]
@@ -150,18 +159,14 @@ class Packer:
             if builder.count:
                 self._send(builder, told)
         self._uploads.flush()
+
+    def finish(self) -> None:
+        """Put what is durable, and not in an index file yet, into one."""
         with self._lock:
-            batch = self._take()
+            batch, self._unindexed = self._unindexed, []
         if batch:
-            self._write_index(batch)
-
-    def _take(self) -> list[tuple[bytes, tuple[Entry, ...]]]:
-        batch, self._unindexed = self._unindexed, []
-        return batch
-
-    def _write_index(self, batch: list[tuple[bytes, tuple[Entry, ...]]]) -> None:
-        name, data = unpacked.seal_file(self._key, index.encode(batch), compress=self._compress)
-        self._store.write(Kind.INDEX, name, data)
+            name, data = unpacked.seal_file(self._key, index.encode(batch), compress=self._compress)
+            self._store.write(Kind.INDEX, name, data)
 
     def packs(self) -> frozenset[bytes]:
         """The packs that this run made or adopted."""

@@ -117,6 +117,11 @@ class PendingDisk:
                 found.append(block)
         self._lacking = tuple(extents.merge(found))
 
+    @property
+    def lacked(self) -> int:
+        """Bytes of the parent's chunks that must be read again."""
+        return extents.total(self._lacking)
+
     def parent_zeroes(self, window: Extent) -> Iterator[Extent]:
         """What of `window` is known to read as zeroes in the parent."""
         return self.zeroes.zeroes(window)
@@ -277,16 +282,13 @@ class PendingPoint:
 
     def _require_packs(self) -> None:
         """The packs of this run must be there."""
-        if not self._packer.packs() <= self._stored_packs():
+        there = {bytes.fromhex(stored.name) for stored in self._repository.store.list(Kind.DATA)}
+        if not self._packer.packs() <= there:
             raise errors.RepositoryChanged(repository=self._repository.name)
-
-    def _stored_packs(self) -> set[bytes]:
-        return {bytes.fromhex(stored.name) for stored in self._repository.store.list(Kind.DATA)}
 
     def _prove(self) -> None:
         """Somebody may have pruned: all that the point needs must still be there."""
         fresh = self._repository.fresh_index()  # knows only of packs that are there
-        self._require_packs()
         needed = [(kind, bytes(ids)) for kind, ids in self._loose.items()]
         needed += [(Blob.TREE, bytes(disk.trees)) for disk in self._disks.values()]
         needed += [(Blob.DATA, disk.hashes.encode()) for disk in self._disks.values()]

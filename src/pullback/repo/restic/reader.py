@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from pullback import errors
 from pullback.extents import Extent, Mapped, between
 from pullback.repo.digest import HashList, zero_hash
 from pullback.repo.restic import blobs
+from pullback.repo.restic.blobs import Plain, Scratch
 from pullback.repo.restic.crypto import Key
-from pullback.repo.restic.lookup import Index, Place
+from pullback.repo.restic.lookup import Place
 from pullback.repo.restic.types import Blob, Entry
 from pullback.repo.store import Kind, Store
 from pullback.units import KiB, MiB
@@ -22,6 +24,8 @@ SPAN = 8 * MiB
 _GAP = 128 * KiB
 #: Trees are read by so many threads at most.
 _TREE_THREADS = 16
+#: As `blobs.decode`.
+Decode = Callable[[Key, bytes | memoryview, Entry, str], Plain]
 _LENGTH = "a chunk has another length than its place"
 
 
@@ -69,13 +73,17 @@ def _span(group: list[Wanted]) -> Span:
     return Span(first.pack, between(first.offset, end), tuple(group))
 
 
+#: Gives the copies of a blob, the best first.
+Find = Callable[[bytes, Blob], list[Place]]
+
+
 class BlobReader:
     """Reads blobs of a repository. Thread-safe."""
 
-    def __init__(self, store: Store, key: Key, index: Callable[[], Index]) -> None:
+    def __init__(self, store: Store, key: Key, find: Find) -> None:
         self._store = store
         self._key = key
-        self._index = index
+        self._find = find
 
     def read(self, id: bytes, kind: Blob) -> bytes:
         """One blob. Raises `RepositoryDamaged` if no good copy is there."""
@@ -89,34 +97,41 @@ class BlobReader:
 
     def locate(self, number: int, id: bytes, kind: Blob) -> Wanted:
         """Where a blob lies. Raises `RepositoryDamaged` if no index knows it."""
-        places = self._index().find(id, kind)
+        places = self._find(id, kind)
         if not places:
             raise errors.RepositoryDamaged(file="index", problem=f"it does not know the blob {id.hex()}")
         return Wanted(number, id, places[0])
 
     def span(self, span: Span, kind: Blob) -> Iterator[tuple[int, bytes]]:
         """The blobs of a span by number, in the order of the pack. Raises `RepositoryDamaged` as `each` does."""
+        yield from self._span(span, kind, blobs.decode)
+
+    def span_into(self, span: Span, kind: Blob, scratch: Scratch) -> Iterator[tuple[int, bytes | bytearray]]:
+        """`span`, but what it gives is valid only until the next is asked for."""
+        yield from self._span(span, kind, partial(blobs.decode_into, scratch))
+
+    def _span(self, span: Span, kind: Blob, decode: Decode[Plain]) -> Iterator[tuple[int, Plain]]:
         try:
             data = memoryview(self._fetch(span.pack, span.extent))
         except (errors.ObjectMissing, errors.ObjectDamaged, errors.RepositoryDamaged):
             for one in span.wanted:
-                yield one.number, self._any(one, kind)
+                yield one.number, self._any(one, kind, decode)
             return
         for one in span.wanted:
             start = one.place.offset - span.extent.start
             try:
-                plain = self._decode(one.id, kind, one.place, data[start : start + one.place.length])
+                plain = self._decode(one.id, one.place, data[start : start + one.place.length], decode)
             except errors.RepositoryDamaged:
-                plain = self._any(one, kind)
+                plain = self._any(one, kind, decode)
             yield one.number, plain
 
-    def _any(self, one: Wanted, kind: Blob) -> bytes:
+    def _any(self, one: Wanted, kind: Blob, decode: Decode[Plain]) -> Plain:
         """A blob of which the first copy may be bad: each alone."""
         failed: errors.PullbackError | None = None
-        for place in self._index().find(one.id, kind):
+        for place in self._find(one.id, kind):
             try:
                 data = self._fetch(place.pack, Extent(place.offset, place.length))
-                return self._decode(one.id, kind, place, data)
+                return self._decode(one.id, place, data, decode)
             except (errors.ObjectMissing, errors.ObjectDamaged, errors.RepositoryDamaged) as error:
                 failed = failed or error
         where = f"data/{one.place.pack.hex()}"
@@ -126,9 +141,8 @@ class BlobReader:
     def _fetch(self, pack: bytes, extent: Extent) -> bytes:
         return self._store.read(Kind.DATA, pack.hex(), extent.start, extent.length)
 
-    def _decode(self, id: bytes, kind: Blob, place: Place, data: bytes | memoryview) -> bytes:
-        entry = Entry(id, kind, place.offset, place.length, place.raw_length)
-        return blobs.decode(self._key, data, entry, f"data/{place.pack.hex()}")
+    def _decode(self, id: bytes, place: Place, data: bytes | memoryview, decode: Decode[Plain]) -> Plain:
+        return decode(self._key, data, place.entry(id), f"data/{place.pack.hex()}")
 
     def trees(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
         """Many trees at once."""
@@ -204,14 +218,16 @@ class PointEndpoint:
         except errors.RepositoryDamaged as error:
             raise self._failed(index, error) from error
 
-    def fetch(self, batch: Batch) -> Iterator[tuple[int, bytes]]:
+    def fetch(self, batch: Batch) -> Iterator[tuple[int, bytes | bytearray]]:
         """The chunks of a batch as (offset, content), each proven by its id. One request, if nothing is damaged.
 
-        Raises `EndpointFailed` where a chunk is missing or bad.
+        A content is valid until the next one is asked for. Raises `EndpointFailed` where a chunk is
+        missing or bad.
         """
         missing = dict(batch.chunks)
+        scratch = Scratch(self.hashes.block_size)
         try:
-            for number, plain in self._reader.span(batch.span, Blob.DATA):
+            for number, plain in self._reader.span_into(batch.span, Blob.DATA, scratch):
                 for index in missing[number]:
                     block = self.hashes.block(index)
                     if len(plain) != block.length:

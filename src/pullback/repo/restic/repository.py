@@ -25,7 +25,7 @@ from pullback.repo.restic import config, keys, layout, snapshots, trees, unpacke
 from pullback.repo.restic.cache import Cache
 from pullback.repo.restic.crypto import Key
 from pullback.repo.restic.locking import RepositoryLock
-from pullback.repo.restic.lookup import Index, Part
+from pullback.repo.restic.lookup import Index, Part, Place
 from pullback.repo.restic.pending import PendingPoint
 from pullback.repo.restic.reader import BlobReader, PointEndpoint
 from pullback.repo.restic.snapshots import Snapshot
@@ -58,7 +58,9 @@ class Repository:
         self.problems: list[str] = []
         self._index: Index | None = None
         self._loading = threading.Lock()
-        self.reader = BlobReader(store, key, lambda: self.index)
+        #: What `fresh_index` left out, for those who read.
+        self._doubtful: Index | None = None
+        self.reader = BlobReader(store, key, self.find_blob)
 
     # -- the index ---------------------------------------------------------------------------
 
@@ -80,11 +82,18 @@ class Repository:
         index = self._load_index(without=bad)
         if gone := self._gone(index):
             self.problems.append(f"{len(gone)} packs are missing or too short")
-        if lost := packs | gone:
+        doubtful = None
+        if (lost := packs | gone) or bad:
+            doubtful = self._load_index()  # once more: its files are in the cache by now
             index.exclude(packs=lost)
         with self._loading:
-            self._index = index
+            self._index, self._doubtful = index, doubtful
         return index
+
+    def find_blob(self, id: bytes, kind: Blob) -> list[Place]:
+        """Where copies of a blob lie, also in what is not to be relied upon; that at last."""
+        places, doubtful = self.index.find(id, kind), self._doubtful
+        return places if doubtful is None else list(dict.fromkeys([*places, *doubtful.find(id, kind)]))
 
     def _gone(self, index: Index) -> frozenset[bytes]:
         """Packs that are not there, or shorter than what is to be in them."""
@@ -109,7 +118,8 @@ class Repository:
         except errors.ObjectMissing:
             return None  # merged into another one meanwhile
         except (errors.RepositoryDamaged, errors.ObjectDamaged) as error:
-            self.problems.append(f"{where} cannot be used: {str(error).rstrip('.')}")
+            if (problem := f"{where} cannot be used: {str(error).rstrip('.')}") not in self.problems:
+                self.problems.append(problem)
             return None
         self.cache.keep_part(name, part)
         return part

@@ -226,7 +226,7 @@ class _Scrub:
         index = self._index()
         sizes = {bytes.fromhex(stored.name): stored.size for stored in self._store.list(Kind.DATA)}
         self._blobs = _Blobs(index, sizes, self._repository.cache.damage()[0])
-        self._reader = BlobReader(self._store, self._key, lambda: index)
+        self._reader = BlobReader(self._store, self._key, index.find)
         self._walker = Walker(self._reader, self._needs, self._unreadable)
         self._walk(found)
         if self._scope.whole:
@@ -367,16 +367,15 @@ class _Scrub:
     def _search(self, id: bytes, kind: Blob) -> None:
         """The best copy of a blob whose first one is in doubt."""
         known = self._blobs
-        fitting = []
-        for place in known.index.find(id, kind):
-            if known.fits(place):
-                fitting.append(place)
-                continue
+        places = known.index.find(id, kind)
+        fitting = [place for place in places if known.fits(place)]
+        if fitting:
+            known.packs.add(min(fitting, key=lambda place: place.pack in known.marked).pack)
+            return
+        for place in places:
             known.is_bad(id, kind, place.pack)
             size = known.sizes.get(place.pack)
             self._is_bad(f"data/{place.pack.hex()}", "it is missing" if size is None else f"it has only {size} bytes")
-        if fitting:
-            known.packs.add(min(fitting, key=lambda place: place.pack in known.marked).pack)
 
     def _unreadable(self, id: bytes, kind: Blob, error: errors.PullbackError) -> None:
         """A tree or a manifest without a good copy."""
