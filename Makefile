@@ -33,16 +33,18 @@ fuzz: setup  ## Run the long tests with random input for HOURS=0.25
 	@PULLBACK_FUZZ_SECONDS=$$(awk 'BEGIN { print int($(HOURS) * 3600) }') \
 	    $(PYTHON) -m pytest -q -m slow --hypothesis-show-statistics --timeout $$(awk 'BEGIN { print int($(HOURS) * 3600 + 600) }') $(TESTS)
 
-bench: setup  ## Measure speed against nbdcopy, and print ratios
+bench: setup  ## Measure speed against nbdcopy and restic, and print ratios
 	@$(PYTHON) bench/api.py
 	@$(PYTHON) bench/run.py
+	@$(PYTHON) bench/restic.py
 
 demo: setup  ## Boot a small guest, back it up while it writes, restore each point, and prove it (minutes)
 	@$(PYTHON) demo/demo.py
 
-docs: setup  ## Write the generated pages again (docs/exit-codes.md, docs/commands.md)
+docs: setup  ## Write the generated pages again (docs/exit-codes.md, docs/commands.md, man/)
 	@$(PYTHON) -m pullback.cli.exitcodes docs/exit-codes.md
 	@$(PYTHON) -m pullback.cli.reference docs/commands.md
+	@$(PYTHON) -m pullback.cli.manpages man
 
 clean:  ## Remove what was made here: .venv and caches (packages of the distribution stay)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build src/*.egg-info

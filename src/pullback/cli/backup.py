@@ -52,7 +52,7 @@ def backup(
     quiesce: options.Quiesces = None,
     agent: options.Agent = None,
     mount_point: options.MountPoints = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be read, and why.")] = False,
+    dry_run: options.DryRun = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="A chain that did not continue is a failure (1 instead of 3).")
     ] = False,
@@ -159,8 +159,10 @@ def _quiescing(wish: Quiescing, of: Configured | None) -> Quiescing:
 
 def _backup(tasks: Sequence[several.Task], output: Output, *, parallel: int, strict: bool) -> None:
     """Make them, say what became of each, and end with the worst of it."""
+    from pullback.cli import allocator
     from pullback.flows import several
 
+    allocator.keep()
     with output.progress() as progress:
         outcomes = run(several.backups(tasks, progress, parallel=parallel), output)
     for outcome in outcomes:
