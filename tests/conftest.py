@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import seaweed
 from kit import Box, MakeBox, boxes
 from mounts import Mount, mounts
 from pullback.engine import scratch
@@ -55,3 +56,10 @@ def make_box(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeB
 def box(make_box: MakeBox) -> Box:
     """A machine with two virtio disks, vda and vdb."""
     return make_box()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[seaweed.Server]:
+    """An S3 server, started for who needs it first."""
+    with seaweed.running() as server:
+        yield server

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +24,10 @@ from pullback.engine.disks import device_path
 from pullback.flows import backup as backup_flow
 from pullback.flows import restore as restore_flow
 from pullback.flows import verify as verify_flow
-from pullback.flows.repositories import Access
+from pullback.flows.repositories import Access, opened
 from pullback.model import urls
-from pullback.programs import qemu, qemu_img
+from pullback.model.points import Point
+from pullback.programs import qemu, qemu_img, restic
 from pullback.repo.restic import keys
 from pullback.repo.store.local import LocalStore
 from pullback.units import KiB, MiB
@@ -150,6 +152,13 @@ class Box:
         self._io(disk, f"write -q -P {value} {start} {length}")
         self.model[disk][start : start + length] = bytes([value]) * length
 
+    def scramble(self, disk: str, seed: int, start: int, length: int) -> None:
+        """Write bytes that nobody can compress."""
+        data, file = random.Random(seed).randbytes(length), self.directory / "scrambled"
+        file.write_bytes(data)
+        self._io(disk, f"write -q -s {file} {start} {length}")
+        self.model[disk][start : start + length] = data
+
     def zero(self, disk: str, start: int, length: int) -> None:
         """Write zeroes, with a hole where possible."""
         self._io(disk, f"write -q -z -u {start} {length}")
@@ -179,6 +188,11 @@ class Box:
     def backup(self, **changes: Any) -> backup_flow.Report:
         """Back up in this process."""
         return asyncio.run(backup_flow.backup(self.request(**changes)))
+
+    def points(self, machine: str | None = None) -> tuple[Point, ...]:
+        """The restore points of this machine (or another one), oldest first."""
+        with opened(self.place, self.access) as repository:
+            return repository.listing(machine or self.name).points
 
     def restored(self, point: str = "latest", **changes: Any) -> dict[str, bytes]:
         """Restore a point; gives the disks' contents by target."""
@@ -246,6 +260,12 @@ def access_of(directory: Path) -> Access:
     """What opens the repositories of tests; their cache is in `directory`."""
     environ = dict(os.environ) | {"PULLBACK_PASSWORD_FILE": str(password_file(directory))}
     return Access(environ=environ, cache=directory / "cache")
+
+
+def restic_of(box: Box, path: Path | None = None) -> restic.Restic:
+    """The program restic, for a machine's repository (or another one), without a cache."""
+    access = restic.Access(url=str(path or box.repository), password=PASSWORD)
+    return restic.Restic(access, {"PATH": os.environ["PATH"], "RESTIC_CACHE_DIR": "/nonexistent"})
 
 
 def make_repository(path: Path, caches: Path) -> None:

@@ -23,7 +23,7 @@ class Channel(AbstractContextManager["Channel"], Protocol):
     def read_into(self, offset: int, buffer: bytearray, length: int) -> None:
         """Fill `buffer[:length]` with the bytes from `offset`."""
 
-    def write(self, offset: int, buffer: bytearray, start: int, length: int) -> None:
+    def write(self, offset: int, buffer: bytes | bytearray, start: int, length: int) -> None:
         """Write `buffer[start:start + length]` at `offset`."""
 
     def zero(self, offset: int, length: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,13 +47,30 @@ class Cancel:
     _event: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _reason: BaseException | None = None
+    _told: list[Callable[[BaseException], None]] = field(default_factory=list)
 
     def cancel(self, reason: BaseException) -> None:
         """Ask everybody who holds the token to stop because of `reason`."""
         with self._lock:
-            if self._reason is None:
-                self._reason = reason
+            first = self._reason is None
+            self._reason = self._reason or reason
+            told = list(self._told) if first else []
         self._event.set()
+        for tell in told:
+            tell(reason)
+
+    def tell(self, whom: Callable[[BaseException], None]) -> None:
+        """Call `whom` with the reason as soon as somebody asks: for those who wait and cannot look."""
+        with self._lock:
+            self._told.append(whom)
+            reason = self._reason
+        if reason is not None:
+            whom(reason)
+
+    @property
+    def event(self) -> threading.Event:
+        """Is set when somebody asks; for those who cannot look themselves."""
+        return self._event
 
     @property
     def cancelled(self) -> bool:

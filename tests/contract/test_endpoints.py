@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pullback.model.exports import NbdUri
 from pullback.programs import process, qemu_nbd
 from pullback.testing.endpoints import EndpointContract, MemoryEndpoint, nbdkit
 from pullback.transfer import FileEndpoint, NbdEndpoint
@@ -64,6 +65,18 @@ class TestFileForReading(TestFile):
             yield endpoint
 
 
+class TestBlockDevice(InDirectory):
+    @contextmanager
+    def make(self, content: bytes) -> Iterator[FileEndpoint]:
+        self.image.write_bytes(content)
+        device = process.run(["losetup", "-f", "--show", self.image], timeout=20).decode().strip()
+        try:
+            with FileEndpoint(Path(device), writable=True) as endpoint:
+                yield endpoint
+        finally:
+            process.run(["losetup", "-d", device], timeout=20)
+
+
 class TestRawThroughQemuNbd(InDirectory):
     @contextmanager
     def make(self, content: bytes) -> Iterator[NbdEndpoint]:
@@ -106,6 +119,17 @@ class TestNbdkit(InDirectory):
         with (
             nbdkit(self.directory / "nbd", *words) as (address, _),
             NbdEndpoint(address, writable=True) as endpoint,
+        ):
+            yield endpoint
+
+
+class TestNbdkitByUri(InDirectory):
+    @contextmanager
+    def make(self, content: bytes) -> Iterator[NbdEndpoint]:
+        self.image.write_bytes(content)
+        with (
+            nbdkit(self.directory / "nbd", "file", f"file={self.image}") as (address, _),
+            NbdEndpoint(NbdUri(uri=address.uri), writable=True) as endpoint,
         ):
             yield endpoint
 

@@ -25,7 +25,7 @@ def blocks(page: Path) -> list[str]:
 
 
 def run(box: Box, script: str) -> subprocess.CompletedProcess[str]:
-    """Run an example as a user would, with the places in it moved to the test's own."""
+    """Run the examples of a page as a user would, in one shell, with the places in them moved to the test's own."""
     places = {"/run/web01-pullback.sock": str(box.qmp), "/srv/": f"{box.directory}/"}
     for place, instead in places.items():
         script = script.replace(place, instead)
@@ -36,24 +36,26 @@ def run(box: Box, script: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "PATH": f"{command.parent}:{os.environ['PATH']}",
         "PULLBACK_STATE_DIR": str(box.directory / "state"),
+        "RESTIC_CACHE_DIR": str(box.directory / "cache"),
     }
-    line = ["sh", "-eu", "-c", script]
-    return subprocess.run(line, capture_output=True, text=True, timeout=100, check=False, env=environment)
+    line = ["bash", "-euxo", "pipefail", "-c", script]
+    return subprocess.run(line, capture_output=True, text=True, timeout=110, check=False, env=environment)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_in_order(box: Box, page: Path) -> None:
     box.write("vda", 0x11, 0, 2 * MiB)
-    for script in blocks(page):
-        done = run(box, script)
-        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    done = run(box, "".join(blocks(page)))
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     by_hand = box.directory / "by-hand.raw"
+    assert by_hand.exists() == (page.name == "README.md")
     assert not by_hand.exists() or by_hand.read_bytes() == box.image()["vda"]
     assert box.leftovers() == []
 
 
 def test_the_important_pages_have_examples() -> None:
-    assert {page.name: len(blocks(page)) for page in PAGES if blocks(page)} == {"README.md": 4, "commands.md": 11}
+    found = {page.name: len(blocks(page)) for page in PAGES if blocks(page)}
+    assert found == {"README.md": 5, "commands.md": 13, "restore.md": 4}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

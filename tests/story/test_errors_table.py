@@ -14,14 +14,19 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kit
-from pullback import repo, state
+import made
+import proxy
+from pullback import config, repo, state
+from pullback.model import urls
 from pullback.programs import qemu, qemu_img
+from pullback.testing.endpoints import nbdkit
 
 PAGE = Path(__file__).parents[2] / "docs" / "exit-codes.md"
 Done = subprocess.CompletedProcess[str]
@@ -75,7 +80,8 @@ class World:
 
     def restore(self, *words: object, repository: Path | None = None) -> Done:
         """A restore from the repository."""
-        return self.run("restore", "-r", f"dir:{repository or self.repository}", "--to", self.fresh("out"), *words)
+        to = () if "--to" in words else ("--to", self.fresh("out"))
+        return self.run("restore", "-r", f"dir:{repository or self.repository}", *to, *words)
 
     def list(self, repository: Path, *words: object) -> Done:
         """A listing."""
@@ -228,12 +234,64 @@ def _(world: World) -> Said:
         return world.backup(), {"SOCKET": world.box.qmp, **facts}
 
 
-# -- the machine, its disks, and scratch -----------------------------------------------------
+# -- the configuration -----------------------------------------------------------------------
 
 
-@case("A machine named by a bare word")
+def configuration(world: World, *, more: str = "") -> Path:
+    """A file with two machines and a repository."""
+    path = world.fresh("config.toml")
+    path.write_text(
+        f"""
+[repositories.main]
+url = "dir:{world.repository}"
+[machines.db01]
+url = "qmp:/run/db01.sock"
+[machines.web01]
+url = "qmp:{world.box.qmp}"
+{more}
+"""
+    )
+    path.chmod(0o644)
+    return path
+
+
+@case("A bare word for a machine, and no configuration")
 def _(world: World) -> Said:
-    return world.backup(machine="web01"), {}
+    return world.backup(machine="web01"), {"CONFIG": config.default_path()}
+
+
+@case("A machine that is not configured")
+def _(world: World) -> Said:
+    path = configuration(world)
+    return world.backup("--config", path, machine="web1"), {"CONFIG": path}
+
+
+@case("A repository that is not configured")
+def _(world: World) -> Said:
+    path = configuration(world)
+    return world.run("backup", "web01", "--config", path, "-r", "mian"), {"CONFIG": path}
+
+
+@case("A key that is not known")
+def _(world: World) -> Said:
+    path = configuration(world, more='scrach = "/tmp"')
+    return world.backup("--config", path), {"CONFIG": path}
+
+
+@case("A configuration that every user can change")
+def _(world: World) -> Said:
+    path = configuration(world)
+    path.chmod(0o666)
+    return world.backup("--config", path), {"CONFIG": path}
+
+
+@case("A hook that fails before a backup")
+def _(world: World) -> Said:
+    path = configuration(world, more='hooks = {pre = ["false"]}')
+    return world.backup("--config", path, machine="web01"), {}
+
+
+# -- the machine, its disks, and scratch -----------------------------------------------------
 
 
 @case("A disk that the machine does not have")
@@ -364,11 +422,6 @@ def _(world: World) -> Said:
 # -- the repository --------------------------------------------------------------------------
 
 
-@case("A repository named by a bare word")
-def _(world: World) -> Said:
-    return world.run("list", "-r", "backup"), {}
-
-
 @case("A directory with something else in it")
 def _(world: World) -> Said:
     path = world.fresh("photos")
@@ -404,6 +457,55 @@ def _(world: World) -> Said:
         return without_privilege(world, "list", "-r", f"dir:{path}"), {"DIR": path}
 
 
+@case("A wrong password")
+def _(world: World) -> Said:
+    path = sealed(world)
+    return world.run("list", "-r", path, environ=environ(PULLBACK_PASSWORD_COMMAND="echo wrong")), {"REPO": path}
+
+
+@case("A damaged file in a repository")
+def _(world: World) -> Said:
+    path = sealed(world)
+    file = path / "config"
+    file.chmod(0o600)
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    return world.run("list", "-r", path, environ=known()), {"FILE": "config", "PROBLEM": re.compile(".+")}
+
+
+@case("A file of a repository that is a symbolic link")
+def _(world: World) -> Said:
+    path = sealed(world)
+    (path / "config").rename(path / "there")
+    (path / "config").symlink_to("there")
+    return world.run("list", "-r", path, environ=known()), {"REPO": path}
+
+
+@case("`init` where a repository is")
+def _(world: World) -> Said:
+    path = sealed(world)
+    return world.run("init", "-r", path, environ=known()), {"REPO": path}
+
+
+@case("`forget` of a `dir:` repository")
+def _(world: World) -> Said:
+    return world.run("forget", "-r", f"dir:{world.repository}", "--keep-last", 1), {"DIR": world.repository}
+
+
+@case("`forget` without a rule, and nothing is configured")
+def _(world: World) -> Said:
+    return world.run("forget", "-r", sealed(world), environ=known()), {}
+
+
+@case("A backup that runs while `forget` should")
+def _(world: World) -> Said:
+    path = made.empty(world.fresh("held"))
+    point = made.point(path, "web01", datetime(2026, 11, 24, tzinfo=UTC))
+    with made.opened(path) as repository, repository.writer("db01", command="test"):
+        password = {"PULLBACK_PASSWORD_FILE": str(kit.password_file(path.parent))}
+        done = world.run("forget", point[:8], "-r", path, environ=environ(**password))
+    return done, {"REPO": path, "HOLDER": re.compile(rf"PID {os.getpid()} on \S+ by \S+")}
+
+
 @case("A repository without restore points")
 def _(world: World) -> Said:
     path = world.fresh("empty")
@@ -423,6 +525,95 @@ def _(world: World) -> Said:
         return world.backup(repository=path / "repo"), {"FILE": re.compile(rf"{path}/repo/\S+")}
 
 
+# -- passwords and buckets -------------------------------------------------------------------
+
+_ABOUT_REPOSITORIES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "PULLBACK_PASSWORD_FILE",
+    "PULLBACK_PASSWORD_COMMAND",
+    "RESTIC_PASSWORD",
+    "RESTIC_PASSWORD_FILE",
+    "RESTIC_PASSWORD_COMMAND",
+)
+
+
+def environ(**variables: str) -> dict[str, str]:
+    """Variables, of which those about repositories are these alone."""
+    return dict.fromkeys(_ABOUT_REPOSITORIES, "") | {"HOME": "/nonexistent"} | variables
+
+
+def sealed(world: World) -> Path:
+    """A repository with a password."""
+    path = world.fresh("sealed")
+    place = urls.LocalPlace(path=path)
+    with repo.create_store(place, {}) as store:
+        repo.create_repository(store, "secret", caches=world.directory / "caches").close()
+    return path
+
+
+def known() -> dict[str, str]:
+    """The right password for `sealed`."""
+    return environ(PULLBACK_PASSWORD_COMMAND="echo secret")
+
+
+@case("No password for the repository")
+def _(world: World) -> Said:
+    path = sealed(world)
+    return world.run("list", "-r", path, stdin=subprocess.DEVNULL, environ=environ()), {"DIR": path}
+
+
+@case("A file with the password that is not there")
+def _(world: World) -> Said:
+    file = world.fresh("password")
+    return world.run("list", "-r", sealed(world), environ=environ(PULLBACK_PASSWORD_FILE=str(file))), {"FILE": file}
+
+
+@case("A command for the password that fails")
+def _(world: World) -> Said:
+    return world.run("list", "-r", sealed(world), environ=environ(PULLBACK_PASSWORD_COMMAND="false")), {}
+
+
+def listed(world: World, fault: proxy.Fault, *, scheme: str = "http", keys: bool = True) -> Said:
+    """A listing of a bucket whose server answers so."""
+    given = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "x"} if keys else {}
+    with proxy.before(1) as server:
+        server.rule = lambda request: fault
+        name = f"s3:{scheme}://127.0.0.1:{server.port}/bucket/web"
+        done = world.run("list", "-r", name, environ=environ(**given))
+        return done, {"REPO": name, "REASON": re.compile(".*"), "BUCKET": "bucket"}
+
+
+@case("No keys for a bucket")
+def _(world: World) -> Said:
+    return listed(world, proxy.Fault(status=403), keys=False)
+
+
+@case("Keys that the bucket's server does not accept")
+def _(world: World) -> Said:
+    return listed(world, proxy.Fault(status=403, code="InvalidAccessKeyId"))
+
+
+@case("A bucket's server that answers with an error")
+def _(world: World) -> Said:
+    return listed(world, proxy.Fault(status=400, code="InvalidRequest"))
+
+
+@case("A bucket that is not there")
+def _(world: World) -> Said:
+    return listed(world, proxy.Fault(status=404, code="NoSuchBucket"))
+
+
+@case("A bucket in another region")
+def _(world: World) -> Said:
+    return listed(world, proxy.Fault(status=301, code="PermanentRedirect"))
+
+
+@case("A server without TLS at an address with https")
+def _(world: World) -> Said:
+    return listed(world, proxy.Fault(), scheme="https")
+
+
 # -- restore points, and where they go -------------------------------------------------------
 
 
@@ -439,7 +630,8 @@ def _(world: World) -> Said:
 @case("`latest`, with several machines in the repository")
 def _(world: World) -> Said:
     path = world.copy()
-    assert world.backup("--name", "db01", repository=path).returncode == 0
+    # The disks have checkpoints for the repository, of which db01 knows nothing: that is told by a 3.
+    assert world.backup("--name", "db01", repository=path).returncode == 3
     return world.restore(repository=path), {}
 
 
@@ -469,6 +661,31 @@ def _(world: World) -> Said:
     path = world.fresh("file")
     path.touch()
     return world.restore("--to", path / "out"), {"DIR": path / "out"}
+
+
+@case("A block device as the place of a disk, without `--force`")
+def _(world: World) -> Said:
+    image = world.fresh("image")
+    image.write_bytes(bytes(8 << 20))
+    made = subprocess.run(["losetup", "-f", "--show", image], check=True, capture_output=True, text=True)
+    device = made.stdout.strip()
+    try:
+        return world.restore("--to", f"vda={device}"), {"DEVICE": device}
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+@case("An NBD server that is too small for the disk")
+def _(world: World) -> Said:
+    with nbdkit(world.fresh("nbd"), "memory", "4M") as (address, _):
+        return world.restore("--to", f"vda={address.uri}"), {"URI": address.uri}
+
+
+@case("A server that forgets what it was given (`--check`)")
+def _(world: World) -> Said:
+    with nbdkit(world.fresh("nbd"), "null", "8M") as (address, _):
+        problem = re.compile(r"the 1048576 bytes at offset \d+ are not what was stored")
+        return world.restore("--to", f"vda={address.uri}", "--check"), {"URI": address.uri, "PROBLEM": problem}
 
 
 @case("No room for the restored disk")

@@ -6,7 +6,7 @@ import getpass
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,8 @@ def repository(name: str | None, known: Config, *, state: Path | None = None) ->
         return _configured(_only(known), state)
     if config.is_name(text):
         return _configured(known.repository(text), state)
-    return Chosen(place=urls.repository(text), access=_access(dict(os.environ), state))
+    place = urls.repository(text)
+    return Chosen(place=place, access=_access(dict(os.environ), state, place.url))
 
 
 def repositories(
@@ -60,6 +61,31 @@ def repositories(
     if not names:
         return [repository(None, known, state=state)]
     return [repository(name, known, state=state) for name in names]
+
+
+def with_password(chosen: Chosen, file: Path | None, command: str | None) -> Chosen:
+    """The same repository, with its password from a file or a command that the user names."""
+    if file is not None and command is not None:
+        raise errors.UsageError(problem="A file and a command for one password: one must go")
+    if file is None and command is None:
+        return chosen
+    words = {name: value for name, value in chosen.access.environ.items() if "_PASSWORD" not in name}
+    given = {"PULLBACK_PASSWORD_FILE": str(file)} if file is not None else {"PULLBACK_PASSWORD_COMMAND": str(command)}
+    return replace(chosen, access=replace(chosen.access, environ=words | given))
+
+
+def new_password() -> Callable[[], str] | None:
+    """Asks twice on the terminal, if there is one. Raises `UsageError` if the answers differ."""
+    if not _is_terminal():
+        return None
+
+    def ask() -> str:
+        first = getpass.getpass("New password: ", stream=sys.stderr)
+        if getpass.getpass("The same again: ", stream=sys.stderr) != first:
+            raise errors.UsageError(problem="The two passwords differ; nothing was done")
+        return first
+
+    return ask
 
 
 def _from_environment() -> str | None:
@@ -78,22 +104,26 @@ def _only(known: Config) -> config.Repository:
 
 
 def _configured(found: config.Repository, state: Path | None) -> Chosen:
-    access = _access(found.environ(os.environ), state)
+    access = _access(found.environ(os.environ), state, found.name)
     return Chosen(place=urls.repository(found.url), access=access, configured=found)
 
 
-def _access(environ: dict[str, str], state: Path | None) -> Access:
+def _access(environ: dict[str, str], state: Path | None, name: str) -> Access:
     from pullback import state as states
     from pullback.flows.repositories import Access
 
-    return Access(environ=environ, prompt=_prompt(), notice=_say, cache=states.directories(state).cache)
+    return Access(environ=environ, prompt=_prompt(name), notice=_say, cache=states.directories(state).cache)
 
 
-def _prompt() -> Callable[[], str] | None:
+def _prompt(name: str) -> Callable[[], str] | None:
     """Ask on the terminal, if there is one."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not _is_terminal():
         return None
-    return lambda: getpass.getpass("Password of the repository: ", stream=sys.stderr)
+    return lambda: getpass.getpass(f"Password of the repository {name}: ", stream=sys.stderr)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _say(sentence: str) -> None:

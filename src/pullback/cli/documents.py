@@ -2,59 +2,16 @@
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
-
-
-class Kind(enum.StrEnum):
-    """What a value is."""
-
-    TEXT = "string"
-    INTEGER = "integer"
-    NUMBER = "number"
-    FLAG = "true or false"
-    TEXTS = "list of strings"
-    OBJECT = "object"
-    OBJECTS = "list of objects"
-    #: Keys are data: targets, ids.
-    MAP = "object by name"
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A member of an object."""
-
-    name: str
-    kind: Kind
-    meaning: str
-    #: Members of the object, or of each object in the list; for a map, one field that describes its values.
-    inside: tuple[Field, ...] = ()
-    #: May be null.
-    optional: bool = False
-    #: A string that is one of these.
-    words: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A line of output: an object with these members."""
-
-    title: str
-    fields: tuple[Field, ...]
-
-
-T, I, N, F = Kind.TEXT, Kind.INTEGER, Kind.NUMBER, Kind.FLAG  # noqa: E741
-_TARGET = Field("target", T, "the disk")
-_MACHINE = Field("machine", T, "the machine's name")
-_MODES = ("full", "incremental")
-
-
-def _result(command: str, title: str, *fields: Field) -> Document:
-    head = (
-        Field("type", T, "`result`", words=("result",)),
-        Field("command", T, f"`{command}`", words=(command,)),
-    )
-    return Document(title, (*head, *fields))
+from pullback.cli import repositorydocuments
+from pullback.cli.schema import MACHINE as _MACHINE
+from pullback.cli.schema import MODES as _MODES
+from pullback.cli.schema import NOTES as _NOTES
+from pullback.cli.schema import TARGET as _TARGET
+from pullback.cli.schema import Document as Document
+from pullback.cli.schema import F, I, N, T
+from pullback.cli.schema import Field as Field
+from pullback.cli.schema import Kind as Kind
+from pullback.cli.schema import result as _result
 
 
 _EVENT = (
@@ -238,7 +195,6 @@ _CAPABILITIES = (
     ),
 )
 
-_NOTES = Field("notes", Kind.TEXTS, "sentences for people")
 _CHECKPOINT = (
     Field("name", T, "its name"),
     Field("created", T, "the instant, UTC, ISO 8601; null if nobody knows", optional=True),
@@ -475,10 +431,12 @@ RESULTS: dict[str, tuple[Document, ...]] = {
                 "each disk",
                 (
                     _TARGET,
-                    Field("path", T, "the file"),
+                    Field("path", T, "the file or block device, or the server's URI"),
+                    Field("format", T, "raw or qcow2"),
                     Field("size", I, "bytes"),
                     Field("read", I, "bytes read from the repository"),
                     Field("digest", T, "the digest that was proven"),
+                    Field("checked", F, "was it read back and compared?"),
                 ),
             ),
         ),
@@ -779,4 +737,5 @@ RESULTS: dict[str, tuple[Document, ...]] = {
     ),
     "job pause": (_result("job pause", "It rests", *_PAUSED),),
     "job resume": (_result("job resume", "It goes on", *_PAUSED),),
+    **repositorydocuments.RESULTS,
 }

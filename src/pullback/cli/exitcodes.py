@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pullback import errors
 from pullback.cli import pages
 from pullback.errors import Exit, PullbackError
-from pullback.model import urls
 
 _TOP = """\
 # Exit codes and errors
@@ -57,15 +56,6 @@ class Mishap:
     error: PullbackError
 
 
-def _refused(parse: Callable[[str], object], text: str) -> PullbackError:
-    """How a name is refused."""
-    try:
-        parse(text)
-    except PullbackError as error:
-        return error
-    raise AssertionError(f"{text} is accepted")
-
-
 def _monitor() -> Iterator[Mishap]:
     yield Mishap("No socket at that path", errors.UnreachableError(socket="SOCKET", reason="No such file or directory"))
     yield Mishap(
@@ -94,11 +84,41 @@ def _monitor() -> Iterator[Mishap]:
     )
 
 
-def _machine() -> Iterator[Mishap]:
+def _configuration() -> Iterator[Mishap]:
     yield Mishap(
-        "A machine named by a bare word",
-        _refused(urls.machine, "web01"),
+        "A bare word for a machine, and no configuration",
+        errors.NotConfigured(kind="machine", name="web01", path="CONFIG", known="There is no such file."),
     )
+    yield Mishap(
+        "A machine that is not configured",
+        errors.NotConfigured(kind="machine", name="web1", path="CONFIG", known="There are: db01, web01."),
+    )
+    yield Mishap(
+        "A repository that is not configured",
+        errors.NotConfigured(kind="repository", name="mian", path="CONFIG", known="There are: main."),
+    )
+    yield Mishap(
+        "A key that is not known",
+        errors.BadConfig(
+            path="CONFIG",
+            key="machines.web01.scrach",
+            problem="is no key that is known here",
+            way_out="Did you mean scratch?",
+        ),
+    )
+    yield Mishap(
+        "A configuration that every user can change",
+        errors.BadConfig(
+            path="CONFIG", key="the file", problem="can be changed by every user", way_out="chmod o-w CONFIG"
+        ),
+    )
+    yield Mishap(
+        "A hook that fails before a backup",
+        errors.HookFailed(hook="pre", machine="web01", problem="false ended with exit status 1"),
+    )
+
+
+def _machine() -> Iterator[Mishap]:
     yield Mishap(
         "A disk that the machine does not have", errors.UnknownDisk(target="vdz", where="web01", known="DISKS")
     )
@@ -146,10 +166,6 @@ def _checkpoints() -> Iterator[Mishap]:
 
 def _repository() -> Iterator[Mishap]:
     yield Mishap(
-        "A repository named by a bare word",
-        _refused(urls.repository, "backup"),
-    )
-    yield Mishap(
         "A directory with something else in it",
         errors.NotARepository(path="DIR", problem="there is no pullback.json"),
     )
@@ -162,9 +178,73 @@ def _repository() -> Iterator[Mishap]:
     yield Mishap("A repository of another user", errors.PermissionDenied(path="DIR"))
     yield Mishap("A wrong password", errors.WrongPassword(path="REPO"))
     yield Mishap("A damaged file in a repository", errors.RepositoryDamaged(file="FILE", problem="PROBLEM"))
+    yield Mishap(
+        "A file of a repository that is a symbolic link",
+        errors.ObjectDamaged(store="REPO", name="config", problem="it is a symbolic link"),
+    )
+    yield Mishap("`init` where a repository is", errors.RepositoryExists(path="REPO"))
+    yield Mishap(
+        "`forget` of a `dir:` repository",
+        errors.Unsupported(
+            what="`pullback forget` of dir:DIR",
+            reason="it keeps chains of images, each of which builds on the one before",
+            way_out="`pullback backup --level full` begins a new chain; a repository made by `pullback init` has none.",
+        ),
+    )
+    yield Mishap(
+        "`forget` without a rule, and nothing is configured",
+        errors.UsageError(
+            problem="Nothing says what to keep: --keep-last N and the like, `keep` in the configuration, or name points"
+        ),
+    )
+    yield Mishap(
+        "A backup that runs while `forget` should",
+        errors.BusyError(what="the repository REPO", holder="HOLDER"),
+    )
     yield Mishap("A repository without restore points", errors.NoPoints(path="DIR"))
     yield Mishap("A machine without restore points", errors.NoPoints(path="DIR", of_machine=" of db01"))
     yield Mishap("The repository's file system is full", errors.DestinationFull(path="FILE"))
+
+
+_NO_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of ~/.aws/credentials."
+
+
+def _stores() -> Iterator[Mishap]:
+    yield Mishap("No password for the repository", errors.NoPassword(repository="DIR"))
+    yield Mishap(
+        "A file with the password that is not there",
+        errors.PasswordUnavailable(source="The file FILE (PULLBACK_PASSWORD_FILE)", reason="No such file or directory"),
+    )
+    yield Mishap(
+        "A command for the password that fails",
+        errors.PasswordUnavailable(source="PULLBACK_PASSWORD_COMMAND", reason="it ended with status 1"),
+    )
+    yield Mishap(
+        "No keys for a bucket",
+        errors.StoreRefused(store="REPO", what="access", reason="there are no credentials", way_out=_NO_KEYS),
+    )
+    yield Mishap(
+        "Keys that the bucket's server does not accept",
+        errors.StoreRefused(store="REPO", what="reading config", reason="REASON (InvalidAccessKeyId)"),
+    )
+    yield Mishap(
+        "A bucket's server that answers with an error",
+        errors.StoreFailed(store="REPO", what="reading config", reason="REASON"),
+    )
+    yield Mishap("A bucket that is not there", errors.NoRepository(path="REPO (there is no bucket BUCKET)"))
+    yield Mishap(
+        "A bucket in another region",
+        errors.StoreRefused(
+            store="REPO",
+            what="reading config",
+            reason="it redirects, which tells of a wrongly configured region",
+            way_out="Set AWS_DEFAULT_REGION to the region of the bucket.",
+        ),
+    )
+    yield Mishap(
+        "A server without TLS at an address with https",
+        errors.StoreUnreachable(store="REPO", reason="it does not speak TLS (http:// instead of https://?)"),
+    )
 
 
 def _points() -> Iterator[Mishap]:
@@ -184,6 +264,23 @@ def _points() -> Iterator[Mishap]:
     )
     yield Mishap("A file where the disk would be restored to", errors.DestinationExists(path="FILE"))
     yield Mishap("`--to` below a file", errors.CannotWrite(path="DIR", reason="a file is in its place or above it"))
+    yield Mishap(
+        "A block device as the place of a disk, without `--force`",
+        errors.DestinationUnusable(
+            place="DEVICE",
+            target="vda",
+            reason="all that is on this block device would be lost",
+            way_out="If that is meant, say --force.",
+        ),
+    )
+    yield Mishap(
+        "An NBD server that is too small for the disk",
+        errors.DestinationUnusable(place="URI", target="vda", reason="it has 4194304 bytes, and the disk 8388608"),
+    )
+    yield Mishap(
+        "A server that forgets what it was given (`--check`)",
+        errors.DestinationDiffers(place="URI", problem="PROBLEM"),
+    )
     yield Mishap("No room for the restored disk", errors.DestinationFull(path="FILE"))
     yield Mishap("A restore point that is damaged", errors.VerificationFailed(point="ID", problem="PROBLEM"))
 
@@ -191,10 +288,12 @@ def _points() -> Iterator[Mishap]:
 #: Where things go wrong -> what, in the order of the page.
 MISHAPS: dict[str, tuple[Mishap, ...]] = {
     "Reaching the machine": tuple(_monitor()),
+    "The configuration and hooks": tuple(_configuration()),
     "The machine, its disks, and scratch": tuple(_machine()),
     "Machines that are off": tuple(_images()),
     "Checkpoints": tuple(_checkpoints()),
     "The repository": tuple(_repository()),
+    "Passwords and buckets": tuple(_stores()),
     "Restore points, and where they go": tuple(_points()),
 }
 

@@ -11,14 +11,22 @@ from pullback.cli import (
     backup,
     checkpoint,
     completion,
+    copy,
+    diff,
+    doctor,
     events,
     export,
+    forget,
     job,
+    key,
     machines,
     overlay,
     points,
+    repository,
     restore,
+    show,
     snapshot,
+    verify,
 )
 from pullback.errors import Exit
 from pullback.version import __version__
@@ -31,15 +39,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(repository.init)
 app.command("backup")(backup.backup)
 app.command("list")(points.listing)
+app.command("show")(show.show)
 app.command("restore")(restore.restore)
-app.command("verify")(points.verify)
+app.command("verify")(verify.verify)
+app.command("diff")(diff.diff)
+app.command("forget")(forget.forget)
+app.command("copy")(copy.copy)
+app.command("unlock")(repository.unlock)
+app.command("doctor")(doctor.doctor)
 app.command("info")(machines.info)
 app.command("recover")(machines.recover)
 app.command("untrack")(machines.untrack)
 app.command("events")(events.events)
 app.command("completion")(completion.command_of(app))
+app.add_typer(key.app, name="key")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(export.app, name="export")

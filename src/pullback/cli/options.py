@@ -149,6 +149,20 @@ StateDir = Annotated[
         help="Directory of job records, locks and scratch (default: /var/lib/pullback, or the XDG ones).",
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Do nothing; say what would be done, and why.")]
+Points = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="POINT...",
+        help="Restore points: ids, starts of them, 'latest', or dates in local time (the last point not after it).",
+    ),
+]
+NewPasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--new-password-file", metavar="FILE", help="The file that holds the new password; without it, you are asked."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress and no summary.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Where an error came from, too.")]

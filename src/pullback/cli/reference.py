@@ -50,6 +50,88 @@ may be added in later versions; none is removed or changes its meaning within a 
 """
 #: What is to be said about a command besides its options. Blocks after <!-- run --> are run by a test.
 NOTES = {
+    "init": """\
+The format is restic's, version 2: encrypted and compressed, and `restic` can read it. The password comes from
+`PULLBACK_PASSWORD_FILE` or `PULLBACK_PASSWORD_COMMAND` (or restic's variables, or the configuration); on a terminal you
+are asked twice. A repository that is there is never touched (exit code 2). The directory above it must be there; so
+must a bucket. A `dir:` repository has no password, and needs no `init`.
+
+```sh
+pullback init -r /srv/backup
+pullback init -r s3:https://s3.example.com/bucket/web
+```
+""",
+    "forget": """\
+A rule holds for each machine by itself. Without options of the rule it is the `keep` of the configured repository. Of
+each hour, day, week, month or year (UTC) the newest point is kept, for the last N of them that have one; what any
+option keeps is kept. The newest point of a machine stays whatever the rule says, because the next increment builds on
+it. A rule that keeps nothing is refused. A disk that the newest point does not have may be read whole when it comes
+back.
+
+Named points go whatever they are. If the newest of a machine goes, its next backup reads every disk whole, and says so
+(exit code 3). Data is only removed by `--prune`, which also removes what earlier runs left; each needs the repository
+for itself (exit code 11 while a backup runs). Other programs' snapshots in the repository are never touched. It is done
+by the program `restic`. Not for `dir:` repositories.
+
+```sh
+pullback forget --keep-last 3 --keep-daily 14 --keep-monthly 12 --prune -r /srv/backup --dry-run
+pullback forget 1f2e3d4c -r /srv/backup
+```
+""",
+    "copy": """\
+What the other repository has already, points and data, is not copied again. Each repository has its own password: a
+configured one that of the configuration, else that of the environment, for both, unless `--to-password-file` or
+`--to-password-command` names the other one's. A copy has an id of its own. The next backup to the other repository
+builds upon a copy as upon any point. It is done by the program `restic`, which takes one set of keys for buckets. Not
+for `dir:` repositories.
+
+```sh
+pullback copy --to s3:https://s3.example.com/bucket/web -r /srv/backup --to-password-file /root/cloud.password
+pullback copy latest --machine web01 --to cloud -r main
+```
+""",
+    "unlock": """\
+A lock is stale if it was not refreshed for half an hour, or if its process was on this host and has ended. Others are
+shown and stay. What `--remove-all` takes from a living backup makes that backup check everything again, or fail; no
+restore point is hurt.
+
+```sh
+pullback unlock -r /srv/backup
+```
+""",
+    "doctor": """\
+It looks at programs, the configuration, our directories, machines (monitor, engine, disks, checkpoints, guest agent,
+room for scratch) and repositories (access and password, damaged points, locks, writing, clock, room, age of the newest
+points), each with a remedy. What is found out about a build of QEMU is kept in the cache, and a repository gets a lock
+for a moment; nothing else is changed. A checkpoint for a repository that is not there is only told where everything
+configured is looked at.
+
+The exit code is 0 if all is well, 1 if there is a problem, 3 if there are only warnings. With `--quiet`, only what is
+not well is printed.
+
+```sh
+pullback doctor
+pullback doctor web01 --quiet
+pullback doctor qmp:/run/web01-pullback.sock -r /srv/backup --json
+```
+""",
+    "key list": """\
+`*` marks the one that opened the repository. Host, user and time are what its maker wrote.
+""",
+    "key add": """\
+A repository may have 20. Each opens all of it.
+
+```sh
+pullback key add -r /srv/backup --new-password-file /root/second.password
+```
+""",
+    "key remove": """\
+The key that opened the repository stays, so there is always one. Whoever knew the password and has a copy of the
+key file can still read what is stored.
+""",
+    "key passwd": """\
+The new key is stored and tried before the old one goes. Other keys stay.
+""",
     "backup": """\
 The first backup of a disk reads everything that is not known to be zero. Each later one reads what changed since the
 restore point before, if the disk's checkpoint proves that nothing is missing. Otherwise that disk is read whole, the
@@ -74,25 +156,57 @@ pullback list -r dir:/srv/backup
 PULLBACK_REPOSITORY=dir:/srv/backup pullback list --json
 ```
 """,
+    "show": """\
+Restore points share chunks. What would be freed is what no other point of the repository has. Forgetting several points
+frees more than the sum, because it frees what only they share.
+
+<!-- run -->
+```sh
+pullback show -r dir:/srv/backup
+pullback show latest -r dir:/srv/backup --json
+```
+""",
     "restore": """\
-Each disk becomes one file, `DIR/TARGET.raw` or `DIR/TARGET.qcow2`, mode 0600. It gets its name when it is whole,
-durable and proven; if a block is not what was stored, the file is removed and the exit code is 13. Zeroes become holes.
-Nothing is written into the repository.
+Each disk becomes one file, `DIR/TARGET.raw` or `DIR/TARGET.qcow2`, or goes where `--to TARGET=PLACE` says: a file, a
+block device, an NBD server. See [restore.md](restore.md). A file, of mode 0600, gets its name when it is whole, durable
+and proven; if a block is not what was stored, the file is removed and the exit code is 13. Zeroes become holes.
 
 <!-- run -->
 ```sh
 pullback restore -r dir:/srv/backup --to /srv/restored --disk vda
 pullback restore latest -r dir:/srv/backup --to /srv/restored --format qcow2
+pullback restore -r dir:/srv/backup --to vda=/srv/web01.qcow2 --check
 ```
 """,
     "verify": """\
-Reads every image of the point and compares each block with its hash, and the hashes with the digest in the manifest.
-Images of parents that a disk needs are read with it.
+Of a `dir:` repository, every image of the point is read and compared with its hashes, with the images of parents that a
+disk needs.
+
+Of one in restic's format, what leads to the data is always looked at: snapshot, trees, manifest, digests, and whether
+each chunk is in an index and its pack is there and long enough. `--read-data` reads the packs too, and proves each
+chunk. With `--all`, every file of the repository is looked at, whether a point needs it or not, and the exit code is
+13 if one is bad. A bad pack or index is remembered in the local cache: the next backup from here stores again what the
+live disks still hold.
+
+`--against` freezes the machine as a backup does, makes no checkpoint, and reads what its bitmaps call unchanged since
+the point (`latest`: for each disk the last point of which it has the checkpoint). What differs was changed without a
+trace.
 
 <!-- run -->
 ```sh
 pullback verify -r dir:/srv/backup
 pullback verify --all -r dir:/srv/backup
+pullback verify --against qmp:/run/web01-pullback.sock -r dir:/srv/backup
+```
+""",
+    "diff": """\
+Ranges are whole pieces of 4 KiB in which a byte differs; with `--quick` whole chunks, as they are hashed. Of a disk
+that was resized, the part that both points have is compared.
+
+<!-- run -->
+```sh
+pullback diff latest -r dir:/srv/backup
+pullback diff latest latest -r dir:/srv/backup --quick --json
 ```
 """,
     "info": """\

@@ -77,8 +77,8 @@ async def connect(
         title = f"the machine at {socket}"
         locks.enter_context(state.lock(directories, f"socket {socket.resolve()}", command=command, title=title))
         async with _connected(socket, directories) as qmp:
-            await _refuse_foreign(qmp)
-            identity = name or await _identity(qmp, socket if anonymous else None)
+            await refuse_foreign(qmp)
+            identity = name or await identity_of(qmp, socket if anonymous else None)
             locks.enter_context(state.lock(directories, f"machine {identity}", command=command, title=identity))
             found = QemuMachine(qmp, directories, identity, command)
             serving.forget_dead(Register(directories.state, identity))
@@ -100,13 +100,14 @@ async def _connected(socket: Path, directories: state.Directories) -> AsyncItera
         yield qmp
 
 
-async def _refuse_foreign(qmp: monitor.Monitor) -> None:
+async def refuse_foreign(qmp: monitor.Monitor) -> None:
+    """Raise `ForeignManager` if libvirt manages this QEMU."""
     nodes = replies.objects(await qmp.execute("query-named-block-nodes", {"flat": True}), "nodes")
     if any(replies.optional_text(node, "node-name").startswith("libvirt-") for node in nodes):
         raise errors.ForeignManager(socket=str(qmp.socket), manager="libvirt")
 
 
-async def _identity(qmp: monitor.Monitor, instead: Path | None) -> str:
+async def identity_of(qmp: monitor.Monitor, instead: Path | None) -> str:
     """QEMU's -name, else its -uuid, else its socket where that is good enough."""
     given = replies.optional_text(replies.mapping(await qmp.execute("query-name"), "query-name"), "name")
     if given:

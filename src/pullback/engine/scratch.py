@@ -61,6 +61,11 @@ def check(directory: Path, disks: Iterable[Disk]) -> None:
         raise errors.ScratchUnsuitable(path=str(directory), reason="it is no directory") from error
     except OSError as error:
         raise errors.ScratchUnsuitable(path=str(directory), reason=os.strerror(error.errno or 0)) from error
+    judge(directory, disks)
+
+
+def judge(directory: Path, disks: Iterable[Disk]) -> None:
+    """The same of a directory that is there; nothing is made."""
     kind = file_system(directory)
     if kind not in _LOCAL:
         raise errors.ScratchUnsuitable(path=str(directory), reason=f"its file system {kind!r} is not a local one")

@@ -169,11 +169,11 @@ async def _writing(
     """A pending restore point of the machine; what is not committed when the block ends is undone."""
     with contextlib.ExitStack() as stack:
 
-        def begin() -> repo.Pending:
+        def begin() -> repo.Pending:  # to its end, even if we are cancelled: or its lock would stay
             writer = stack.enter_context(repository.writer(machine, command="pullback backup", limiter=limiter))
             return stack.enter_context(writer.begin())
 
-        yield await asyncio.to_thread(begin)
+        yield await blocking(begin, cancel=Cancel())
 
 
 class _Backup:
@@ -206,6 +206,7 @@ class _Backup:
             firmware = await self._firmware(snapshot)
             disks = await self._copy_all(snapshot, plans, snapshot_request)
             await snapshot.close()
+            await blocking(self._pending.upload, cancel=self._cancel)
             point = await uninterrupted(self._commit(snapshot, disks, firmware))
             await self._release(point)
         return self._report(point, snapshot, plans)

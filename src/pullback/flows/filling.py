@@ -65,6 +65,7 @@ def problems(repository: repo.Repository) -> tuple[str, ...]:
 def opened(pending: repo.Pending, target: str, *, cancel: Cancel) -> Iterator[Filling]:
     """The disk `target` of a pending point, open for filling while the block runs. `seal` it afterwards."""
     if isinstance(pending, repo.PendingSnapshot):
+        cancel.tell(pending.stop)
         yield pending.disk(target)
         return
     assert isinstance(pending, repo.PendingPoint)

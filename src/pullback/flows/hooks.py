@@ -29,7 +29,7 @@ from pullback.programs import process
 #: What a hook may still take after we were interrupted: whoever sent SIGTERM waits.
 INTERRUPTED_SECONDS = 10.0
 #: Between SIGTERM and SIGKILL.
-_GRACE_SECONDS = 3.0
+GRACE_SECONDS = 3.0
 #: Characters of a variable: the kernel takes 128 KiB, and a text that long is for nobody.
 _MAX_VALUE = 4096
 
@@ -200,7 +200,7 @@ async def _end(child: asyncio.subprocess.Process) -> None:
     """SIGTERM to all of its group, and SIGKILL to what is left of it when the grace is over."""
     _signal(child, signal.SIGTERM)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_GRACE_SECONDS):
+        async with asyncio.timeout(GRACE_SECONDS):
             await child.wait()
     _signal(child, signal.SIGKILL)  # also when it has ended: its children may not have
     await child.wait()

@@ -72,8 +72,8 @@ def increment(
     file), and would make their blocks be read in every increment for nothing.
     """
     dirty, zero = list(dirty), list(zero)
-    zero_blocks = list(_whole_blocks(zero, block, size))
-    holes = _whole_blocks(zero, grain, size)
+    zero_blocks = list(whole_blocks(zero, block, size))
+    holes = whole_blocks(zero, grain, size)
     hidden = list(extents.subtract(extents.subtract(holes, parent_zero), dirty))
     # A block that is all zero now needs no look: whatever differs in it becomes zero in the image.
     unread = list(extents.intersect(extents.union(dirty, hidden), zero_blocks))
@@ -112,8 +112,8 @@ def _block(index: int, gathered: list[Extent], block: int, size: int) -> Block:
     return Block(read=read, write=tuple(extents.merge(gathered)))
 
 
-def _whole_blocks(stream: Iterable[Extent], block: int, size: int) -> Iterator[Extent]:
-    """The blocks wholly inside; the disk's last block may be short."""
+def whole_blocks(stream: Iterable[Extent], block: int, size: int) -> Iterator[Extent]:
+    """What of each extent is whole blocks; the disk's last block may be short."""
     for extent in stream:
         start = -(-extent.start // block) * block
         end = size if extent.end == size else extent.end // block * block

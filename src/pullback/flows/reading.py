@@ -15,13 +15,14 @@ from pullback.flows import increments
 from pullback.model.points import Point, PointDisk
 from pullback.programs import qemu_nbd
 from pullback.progress import Cancel, Progress
-from pullback.transfer import NbdEndpoint, Piece, copy
-from pullback.transfer.copier import Result
+from pullback.transfer import Fetch, NbdEndpoint, Piece, Work, Zero, copy
 from pullback.units import GiB, MiB
 
 _WINDOW = 4 * GiB
-#: Bytes of a restore point that are asked for at once.
-_STRETCH = 4 * MiB
+#: Threads for a disk at least: while one waits for the repository, the other decodes.
+_FEWEST = 2
+#: Bytes of a disk whose chunks are looked up together, and come in the order in which they were stored.
+_FETCH_WINDOW = 256 * MiB
 
 
 @contextlib.contextmanager
@@ -49,83 +50,103 @@ def prove(
     *,
     progress: Progress,
     cancel: Cancel,
+    empty: bool = True,
+    share: int = 1,
+    limiter: repo.Limiter | None = None,
 ) -> int:
     """Read a whole disk, compare each block with its hash, and write it to `destination` if there is one.
 
+    `empty`: the destination is new and reads as zeroes. `share`: so many disks are read at a time, and
+    share the requests that the repository takes. `limiter`: of the disk's bytes that are read.
+
     Gives the bytes read. Raises `VerificationFailed` at the first block that is not what was stored.
     """
-    proof = _Proof(point, disk, repository.hashes(point, disk.target))
+
+    def failed(problem: str) -> errors.VerificationFailed:
+        return errors.VerificationFailed(point=point.id, problem=f"disk {disk.target}: {problem}")
+
     progress.start(disk.target, disk.size)
     try:
         with opened(repository, point, disk.target, cancel=cancel) as source:
             if source.size != disk.size:
-                raise proof.failed("its image has another size")
-            result = _copy(source, destination, proof, partial(progress.advance, disk.target), cancel)
+                raise failed("its image has another size")
+            # Those of a disk in chunks were asked of the repository already.
+            known = source.hashes if isinstance(source, repo.PointEndpoint) else None
+            hashes = known or repository.hashes(point, disk.target)
+            reader = _Reader(disk, hashes, failed, cancel, limiter)
+            result = copy(
+                source,
+                destination,
+                reader.work(source),
+                observe=reader.observe,
+                advance=partial(progress.advance, disk.target),
+                skip_zeroes=empty,
+                workers=max(_FEWEST, -(-source.channels // share)),
+                block=min(hashes.block_size, disk.size),
+                cancel=cancel,
+            )
     except errors.EndpointFailed as error:
         if error.endpoint.startswith("restore point"):
-            raise proof.failed(f"it cannot be read at offset {error.offset} ({error.reason})") from error
+            raise failed(f"it cannot be read at offset {error.offset} ({error.reason})") from error
         raise
     except errors.ProgramFailed as error:  # qemu-nbd could not even open it
-        raise proof.failed(f"its image cannot be opened ({error.message})") from error
+        raise failed(f"its image cannot be opened ({error.message})") from error
     progress.finish(disk.target)
     return result.read
 
 
-def _copy(
-    source: Endpoint, destination: Endpoint | None, proof: _Proof, advance: Callable[[int], None], cancel: Cancel
-) -> Result:
-    block = min(proof.block_size, source.size)
-    if not isinstance(source, repo.PointEndpoint):
-        work = proof.work(source, block)
-        return copy(
-            source,
-            destination,
-            work,
-            observe=proof.compare,
-            advance=advance,
-            skip_zeroes=True,
-            block=block,
-            cancel=cancel,
-        )
-    # Chunks prove themselves by their ids. Several are asked for at once: they often lie side by side.
-    block = min(max(block, _STRETCH), source.size)
-    return copy(
-        source,
-        destination,
-        proof.work(source, block),
-        advance=advance,
-        skip_zeroes=True,
-        workers=source.channels,
-        block=block,
-        cancel=cancel,
-    )
+def compare(
+    disk: PointDisk,
+    hashes: repo.HashList,
+    endpoint: Endpoint,
+    *,
+    failed: Failed,
+    advance: Callable[[int], None],
+    cancel: Cancel,
+) -> None:
+    """Read the disk from anywhere (what lies behind its end is not looked at) and compare it with its hashes.
+
+    Raises what `failed` makes of a clause that says what differs.
+    """
+    reader = _Reader(disk, hashes, failed, cancel)
+    block = min(hashes.block_size, disk.size)
+    copy(endpoint, None, reader.work(endpoint), observe=reader.observe, advance=advance, block=block, cancel=cancel)
 
 
-class _Proof:
-    """The comparison of one disk with its hash list. Used by several threads; holds no state that changes."""
+#: The error for what is wrong, given as a clause.
+Failed = Callable[[str], errors.PullbackError]
 
-    def __init__(self, point: Point, disk: PointDisk, hashes: repo.HashList) -> None:
-        self._point = point
+
+class _Reader:
+    """The reading of one disk, with its hash list. Used by several threads; holds no state that changes."""
+
+    def __init__(
+        self,
+        disk: PointDisk,
+        hashes: repo.HashList,
+        failed: Failed,
+        cancel: Cancel,
+        limiter: repo.Limiter | None = None,
+    ) -> None:
         self._disk = disk
         self._hashes = hashes
+        self._failed = failed
+        self._cancel = cancel
+        self._limiter = limiter
 
-    def failed(self, problem: str) -> errors.VerificationFailed:
-        """The error for this disk."""
-        return errors.VerificationFailed(point=self._point.id, problem=f"disk {self._disk.target}: {problem}")
+    def work(self, source: Endpoint) -> Iterator[Work]:
+        """The whole disk. Lazy."""
+        return self._chunks(source) if isinstance(source, repo.PointEndpoint) else self._blocks(source)
 
-    @property
-    def block_size(self) -> int:
-        """Bytes that one hash is of."""
-        return self._hashes.block_size
-
-    def work(self, source: Endpoint, length: int) -> Iterator[Piece]:
-        """What has data is read, so many bytes at a time; what is shown as holes must be zero by its hash too."""
+    def _blocks(self, source: Endpoint) -> Iterator[Work]:
+        """What has data is read, a block at a time; what is shown as holes must be zero by its hash too."""
         size, block = self._disk.size, self._hashes.block_size
         for window in increments.windows(size, block, _WINDOW):
             data = extents.align_out(extents.data(source.extents(window)), block, size)
-            step = increments.whole(data, window, block=length, size=size)
+            step = increments.whole(data, window, block=block, size=size)
             for hole in step.zero_blocks:
                 self._check_hole(hole)
+                yield Zero(hole)
             yield from (Piece(item.read, item.write) for item in step.blocks)
 
     def _check_hole(self, hole: Extent) -> None:
@@ -134,13 +155,31 @@ class _Proof:
             if self._hashes.entry(index) != repo.zero_hash(length):
                 raise self._differs(index)
 
-    def compare(self, offset: int, buffer: bytearray, length: int) -> None:
-        """One block against its hash."""
+    def _chunks(self, source: repo.PointEndpoint) -> Iterator[Work]:
+        """Chunks prove themselves by their ids, which are the hash list, and come in the order of their packs."""
+        for window in increments.windows(self._disk.size, self._hashes.block_size, _FETCH_WINDOW):
+            for hole in extents.subtract([window], extents.data(source.extents(window))):
+                yield Zero(hole)
+            for batch in source.batches(window):
+                yield Fetch(partial(self._fetch, source, batch))
+
+    def _fetch(self, source: repo.PointEndpoint, batch: repo.Batch) -> Iterator[tuple[int, bytes | bytearray]]:
+        for offset, content in source.fetch(batch):
+            self._wait(len(content))
+            yield offset, content
+
+    def observe(self, offset: int, buffer: bytearray, length: int) -> None:
+        """Compare one block with its hash."""
+        self._wait(length)
         index = offset // self._hashes.block_size
         with memoryview(buffer) as view:
             if not self._hashes.matches(index, view[:length]):
                 raise self._differs(index)
 
-    def _differs(self, index: int) -> errors.VerificationFailed:
+    def _wait(self, length: int) -> None:
+        if self._limiter is not None:
+            self._cancel.wait(self._limiter.book(length))
+
+    def _differs(self, index: int) -> errors.PullbackError:
         extent = self._hashes.block(index)
-        return self.failed(f"the {extent.length} bytes at offset {extent.start} are not what was stored")
+        return self._failed(f"the {extent.length} bytes at offset {extent.start} are not what was stored")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -86,12 +87,40 @@ def make(place: urls.Repository, access: Access) -> str:
         except errors.NoRepository:
             return repo.create_or_open(place.path).id
         raise errors.RepositoryExists(path=str(place.path))
-    password = access.password(place.url)
+    # Looked for before a password is asked for, which is typed twice.
+    with contextlib.suppress(errors.NoRepository):
+        repo.open_store(place.location, environ=access.environ, notice=access.notice).close()
+        raise errors.RepositoryExists(path=place.url)
+    password = usable(access.password(place.url))
     with (
         repo.create_store(place.location, environ=access.environ, notice=access.notice) as store,
         repo.create_repository(store, password, caches=access.caches) as repository,
     ):
         return repository.id
+
+
+def usable(password: str) -> str:
+    """A new password, if it is one that restic can be given too; else `UsageError`."""
+    if not password or password != password.strip() or "\n" in password or "\0" in password:
+        problem = "A password must not be empty, nor begin or end with white space (restic could not be given it)"
+        raise errors.UsageError(problem=problem)
+    return password
+
+
+def new_password(file: Path | None, ask: Callable[[], str] | None) -> str:
+    """A new password, from a file or a person. Raises `UsageError` without either, `PasswordUnavailable`."""
+    if file is not None:
+        return usable(repo.password_from_file(file, source=f"The file {file}"))
+    if ask is None:
+        raise errors.UsageError(problem="No new password is given: name a file that holds it with --new-password-file")
+    return usable(ask())
+
+
+def require_restic(place: urls.Repository, command: str, reason: str, way_out: str) -> urls.ResticRepository:
+    """The place, if it is one for restic's format; else `Unsupported` with why the command is not for `dir:`."""
+    if isinstance(place, urls.ResticRepository):
+        return place
+    raise errors.Unsupported(what=f"`pullback {command}` of {place.url}", reason=reason, way_out=way_out)
 
 
 @asynccontextmanager

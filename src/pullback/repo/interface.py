@@ -65,6 +65,9 @@ class PendingPoint(Protocol):
     def keep_firmware(self, firmware: Firmware) -> None:
         """Store the bytes of a firmware device, whose header the point will have."""
 
+    def upload(self) -> None:
+        """Make durable what the disks have, so that `commit` is quick."""
+
     def commit(self, point: Point) -> Point:
         """Make the point visible, durably, whose disks are those that were sealed; gives it with its id.
 

@@ -112,7 +112,7 @@ class MemoryChannel:
 
         self._endpoint.request("read", offset, length, act)
 
-    def write(self, offset: int, buffer: bytearray, start: int, length: int) -> None:
+    def write(self, offset: int, buffer: bytes | bytearray, start: int, length: int) -> None:
         """Take `buffer[start:start + length]`."""
         self._put("write", offset, bytes(buffer[start : start + length]))
 

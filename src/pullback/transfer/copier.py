@@ -52,7 +52,14 @@ class Zero(NamedTuple):
     extent: Extent
 
 
-Work = Piece | Zero
+class Fetch(NamedTuple):
+    """Pieces of the disk that somebody else reads, in an order of his own, and gives as (offset, content)."""
+
+    #: A content is valid until the next one is asked for.
+    load: Callable[[], Iterable[tuple[int, bytes | bytearray]]]
+
+
+Work = Piece | Zero | Fetch
 #: Called with (offset, buffer, length) for each block read; `buffer[:length]` is valid during the call.
 Observe = Callable[[int, bytearray, int], None]
 #: Called with sorted, merged ranges.
@@ -102,7 +109,8 @@ def copy(
     The callbacks are called from worker threads: `observe(offset, buffer, length)` for each block
     read, in any order and several at a time; `advance(bytes)` after each piece, several at a time;
     `settled(ranges)` with the ranges stored (or zeroed) since its last call, one call at a time,
-    always after a flush that covers them, about every `settle_bytes` and at the end.
+    always after a flush that covers them, about every `settle_bytes` and at the end. What a `Fetch`
+    gives is not observed, but all the rest is done with it.
 
     Raises the first error of an endpoint, of `work` or of a callback, or the reason in `cancel`.
     What was written until then is not flushed.
@@ -290,10 +298,19 @@ class _Worker:
                 self._run.feed.check()
                 self._zero(part)
                 self._done((part,), part.length)
+        elif isinstance(piece, Fetch):
+            for offset, content in piece.load():
+                self._run.feed.check()
+                self._fetched(Extent(offset, len(content)), content)
         else:
             self._read(piece.read)
-            self._store(piece)
+            self._store(self._buffer, piece.read.start, piece.write)
             self._done(piece.write, piece.read.length)
+
+    def _fetched(self, extent: Extent, content: bytes | bytearray) -> None:
+        self.result.read += extent.length
+        self._store(content, extent.start, (extent,))
+        self._done((extent,), extent.length)
 
     def _done(self, stored: Sequence[Extent], length: int) -> None:
         self._run.ledger.stored(stored)
@@ -309,21 +326,21 @@ class _Worker:
         if self._plan.observe is not None:
             self._plan.observe(extent.start, self._buffer, extent.length)
 
-    def _store(self, piece: Piece) -> None:
+    def _store(self, buffer: bytes | bytearray, base: int, ranges: Sequence[Extent]) -> None:
+        """`buffer` holds the disk's bytes from offset `base`."""
         if self._run.writers is None:
             return
-        base = piece.read.start
-        for wanted in piece.write:
-            for part, zero in runs(self._buffer, base, wanted):
+        for wanted in ranges:
+            for part, zero in runs(buffer, base, wanted):
                 if zero:
                     self._zero(part)
                 else:
-                    self._write(part, part.start - base)
+                    self._write(part, buffer, part.start - base)
 
-    def _write(self, extent: Extent, position: int) -> None:
+    def _write(self, extent: Extent, buffer: bytes | bytearray, position: int) -> None:
         assert self._run.writers is not None
         with self._run.writers.lend() as channel:
-            channel.write(extent.start, self._buffer, position, extent.length)
+            channel.write(extent.start, buffer, position, extent.length)
         self.result.written += extent.length
 
     def _zero(self, extent: Extent) -> None:
@@ -337,7 +354,7 @@ class _Worker:
         self.result.zeroed += extent.length
 
 
-def runs(buffer: bytearray, base: int, wanted: Extent) -> Iterator[tuple[Extent, bool]]:
+def runs(buffer: bytes | bytearray, base: int, wanted: Extent) -> Iterator[tuple[Extent, bool]]:
     """Cut `wanted` into runs of data and of zeroes (True), in units of 64 KiB of the disk.
 
     `buffer` holds the disk's bytes from offset `base`. `startswith` is a memcmp without a copy:

@@ -20,6 +20,8 @@ from pullback.units import GiB, MiB
 
 #: Threads that may use a file at a time; more only deepens the queue of one device.
 CHANNELS = 4
+#: Threads that may write to a new file at a time: they take turns at its inode's lock, and spin while they wait.
+_WRITERS = 2
 #: fallocate(2): FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, the only mode that every file system
 #: with holes, and block devices that can zero cheaply, have in common.
 _PUNCH_HOLE = 0x02 | 0x01
@@ -28,6 +30,8 @@ _PUNCH_HOLE = 0x02 | 0x01
 _NO_HOLES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 #: lseek(2) answers that mean that SEEK_DATA is not known there (block devices, some FUSE servers).
 _NO_SEEK = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
+#: sync_file_range(2): SYNC_FILE_RANGE_WRITE, begin to write and do not wait.
+_BEGIN_WRITING = 0x02
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LONGEST_HOLE = 1 * GiB
 _ZEROES = bytearray(1 * MiB)
@@ -41,7 +45,17 @@ def _fallocate_call() -> Callable[[int, int, int, int], int]:
     return call
 
 
+def _sync_file_range_call() -> Callable[[int, int, int, int], int] | None:
+    """sync_file_range(2), which `os` does not offer."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    if call is not None:
+        call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+        call.restype = ctypes.c_int
+    return call
+
+
 _fallocate = _fallocate_call()
+_sync_file_range = _sync_file_range_call()
 
 
 def _failed(operation: str, path: Path, offset: int, error: OSError) -> errors.PullbackError:
@@ -85,13 +99,17 @@ class FileChannel:
             raise _failed("read", self._path, offset, OSError(errno.EIO, "the file ends here"))
         return count
 
-    def write(self, offset: int, buffer: bytearray, start: int, length: int) -> None:
+    def write(self, offset: int, buffer: bytes | bytearray, start: int, length: int) -> None:
         """Write `buffer[start:start + length]` at `offset`; `DestinationFull` when there is no room."""
         self._check_inside("write", offset, length)
         with memoryview(buffer) as view:
             done = 0
             while done < length:
                 done += self._write_once(offset + done, view[start + done : start + length])
+        if _sync_file_range is not None:
+            # Else the kernel gathers gigabytes, and the flush at the end waits for all of them. A failure
+            # to write is told by that flush.
+            _sync_file_range(self._descriptor, offset, length, _BEGIN_WRITING)
 
     def _write_once(self, offset: int, view: memoryview) -> int:
         try:

@@ -25,12 +25,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 from pullback import errors
 from pullback.extents import Extent, Mapped, between, split
-from pullback.model.exports import NbdAddress
+from pullback.model.exports import NbdAddress, NbdUri
 from pullback.progress import Cancel
 from pullback.transfer import status as block_status
 from pullback.units import GiB, MiB
@@ -71,7 +72,7 @@ class _Connection:
 
     def __init__(
         self,
-        address: NbdAddress,
+        address: NbdAddress | NbdUri,
         name: str,
         *,
         contexts: Sequence[str],
@@ -85,24 +86,37 @@ class _Connection:
         self._lock = threading.Lock()
         self._handle = self.nbd.NBD()
         try:
-            self._configure(address.export, contexts)
-            self._connect(str(address.socket))
+            self._configure(contexts)
+            self._connect(self._start_of(address))
         except BaseException:
             self._handle = None
             raise
 
-    def _configure(self, export: str, contexts: Sequence[str]) -> None:
-        self._handle.set_export_name(export)
+    def _start_of(self, address: NbdAddress | NbdUri) -> Callable[[], object]:
+        """The call that starts to connect."""
+        handle = self._handle
+        if isinstance(address, NbdAddress):
+            handle.set_export_name(address.export)
+            return partial(handle.aio_connect_unix, str(address.socket))
+        if not handle.supports_uri():
+            raise errors.Unsupported(
+                what="Connecting to a URI", reason="this libnbd knows none", way_out="Use another build of it."
+            )
+        # Where certificates and keys are, which the user says himself.
+        handle.set_uri_allow_local_file(True)
+        return partial(handle.aio_connect_uri, address.uri)
+
+    def _configure(self, contexts: Sequence[str]) -> None:
         for context in contexts:
             self._handle.add_meta_context(context)
         if hasattr(self._handle, "set_pread_initialize"):
             # A failed read fails the copy, so clearing the buffer before each one is wasted.
             self._handle.set_pread_initialize(False)
 
-    def _connect(self, socket: str) -> None:
+    def _connect(self, start: Callable[[], object]) -> None:
         deadline = time.monotonic() + self._timeout
         try:
-            self._handle.aio_connect_unix(socket)
+            start()
             self._wait(lambda: not self._handle.aio_is_connecting(), deadline, "connecting")
             if not self._handle.aio_is_ready():
                 raise self._failed("connecting", 0, errno.ENOTCONN, "the server closed the connection")
@@ -260,7 +274,7 @@ class NbdChannel:
         inside = view[part.start - base : part.end - base]
         return part.start, lambda handle: handle.aio_pread(inside, part.start, flags=self._read_flags)
 
-    def write(self, offset: int, buffer: bytearray, start: int, length: int) -> None:
+    def write(self, offset: int, buffer: bytes | bytearray, start: int, length: int) -> None:
         """Write `buffer[start:start + length]` at `offset`."""
         self._check_store("write", offset, length)
         with memoryview(buffer) as view:
@@ -333,6 +347,10 @@ class NbdChannel:
         self.close()
 
 
+def _name(address: NbdAddress | NbdUri) -> str:
+    return address.uri if isinstance(address, NbdUri) else f"export {address.export!r} at {address.socket}"
+
+
 def _payload(connection: _Connection) -> int:
     """Most bytes of data in one request to this server."""
     limit = connection.ask("get_block_size", connection.nbd.SIZE_MAXIMUM)
@@ -357,7 +375,7 @@ class NbdEndpoint:
 
     def __init__(
         self,
-        address: NbdAddress,
+        address: NbdAddress | NbdUri,
         *,
         contexts: Sequence[str] = (),
         timeout: float = TIMEOUT_SECONDS,
@@ -368,7 +386,7 @@ class NbdEndpoint:
         request_limit: int | None = None,
     ) -> None:
         self._address = address
-        self._name = name or f"export {address.export!r} at {address.socket}"
+        self._name = name or _name(address)
         self._timeout = timeout
         self._cancel = cancel
         self._writable = writable

@@ -262,6 +262,9 @@ class PendingPoint:
         with files.writing(path):
             files.write_new(path, firmware.data)
 
+    def upload(self) -> None:
+        """See `interface.PendingPoint.upload`: `seal` did it."""
+
     def commit(self, point: Point) -> Point:
         """Make the point visible, durably; gives it as it will be read back.
 

@@ -160,6 +160,10 @@ class Packer:
                 self._send(builder, told)
         self._uploads.flush()
 
+    def stop(self, reason: BaseException) -> None:
+        """Whoever puts or uploads now, or waits there, gets `reason` as an error."""
+        self._uploads.fail(reason)
+
     def finish(self) -> None:
         """Put what is durable, and not in an index file yet, into one."""
         with self._lock:

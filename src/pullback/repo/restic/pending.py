@@ -213,7 +213,11 @@ class PendingPoint:
         if parent is None:
             self._disks[target] = PendingDisk(self._packer, HashList(size, chunk), ZeroMap(size, chunk), None)
             return
-        hashes, zeroes = self._inherited(parent, size, chunk)
+        try:
+            hashes, zeroes = self._inherited(parent, size, chunk)
+        except errors.UnknownPoint as error:
+            problem = "it has just been removed from the repository"
+            raise errors.VerificationFailed(point=parent.point, problem=problem) from error
         disk = PendingDisk(self._packer, hashes, zeroes, parent)
         disk.lack(self._repository.index.missing(hashes.encode()))
         self._disks[target] = disk
@@ -238,6 +242,14 @@ class PendingPoint:
         self._firmware.append(trees.file(firmware.name, ids, len(firmware.data)))
 
     # -- the end -----------------------------------------------------------------------------
+
+    def upload(self) -> None:
+        """Make durable what the disks have: all that may take long."""
+        self._packer.upload()
+
+    def stop(self, reason: BaseException) -> None:
+        """Whoever waits here for uploads gets `reason` as an error; any thread may call it."""
+        self._packer.stop(reason)
 
     def commit(self, point: Point) -> Point:
         """Make the point visible; gives it with its id. See `interface.PendingPoint.commit`."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pullback import errors, extents
 from pullback.extents import Extent, between
 from pullback.progress import Cancel, Progress
-from pullback.repo.digest import ENTRY
+from pullback.repo.digest import ENTRY, zero_hash
 from pullback.repo.restic import blobs, config, keys, layout, packcheck, packs, snapshots, unpacked
 from pullback.repo.restic.lookup import Index, Part, Place
 from pullback.repo.restic.reader import BlobReader
@@ -253,6 +253,8 @@ class _Scrub:
                 self._is_bad(file, problem)
             else:
                 self._notes.append(f"{file} is damaged: {problem}; nothing that was looked at needs it")
+        if self._blobs.unknown and not self._bad_indexes:
+            self._is_bad(Kind.INDEX, f"it does not know {len(self._blobs.unknown)} blobs that restore points need")
 
     # -- files -------------------------------------------------------------------------------
 
@@ -477,6 +479,7 @@ class _Scrub:
     def _located(self) -> Iterator[CheckedDisk]:
         """Every disk, with the ranges that the lost chunks are in."""
         lost = {id for id, kind in self._blobs.lost if kind is Blob.DATA}
+        lost -= self._lost_zeroes(lost)
         where: dict[bytes, tuple[int, ...]] = {}
         for disk in self._disks:
             self._cancel.check()
@@ -485,6 +488,18 @@ class _Scrub:
             if lost.intersection(disk.content[at : at + ENTRY] for at in range(0, len(disk.content), ENTRY)):
                 disk.problem = disk.problem or "some of it cannot be read"
             yield self._checked(disk)
+
+    def _lost_zeroes(self, lost: set[bytes]) -> set[bytes]:
+        """Chunks of zeroes among them: we need none to give zeroes, but restic does."""
+        shapes = [disk.shape for disk in self._disks if disk.shape is not None]
+        lengths = {shape.chunk for shape in shapes} | {shape.size % shape.chunk for shape in shapes} - {0}
+        found = {zero for zero in map(zero_hash, lengths) if zero in lost}
+        if found:
+            self._notes.append(
+                "a chunk of zeroes is lost: Pullback needs none, but restic cannot restore disks with such a chunk "
+                "before the next backup stores it again"
+            )
+        return found
 
     def _locate(self, disk: WalkedDisk, lost: set[bytes], where: dict[bytes, tuple[int, ...]]) -> None:
         if not all(segment in where for segment in disk.segments):

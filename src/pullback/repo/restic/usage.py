@@ -6,7 +6,7 @@ that point lets `prune` free it. Points of other machines count as well, because
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from pullback import errors
@@ -38,6 +38,18 @@ class Usage:
     freed: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What a point needs: ids."""
+
+    #: Trees of the root and of its directories.
+    tops: frozenset[bytes]
+    #: Trees of the disks' segments.
+    segments: frozenset[bytes]
+    #: Blobs of what is no disk: the manifest, the firmware's variables.
+    others: frozenset[bytes]
+
+
 def usage(repository: Repository, point: Point, *, cancel: Cancel) -> Usage:
     """Count; the trees of all points are read, as far as they differ.
 
@@ -47,19 +59,18 @@ def usage(repository: Repository, point: Point, *, cancel: Cancel) -> Usage:
     own = found[point.id]
     assert isinstance(own, Snapshot)
     try:
-        root, mine = _trees(repository, own)
-        contents = dict(_contents(repository, mine))
+        mine = _needs(repository, own)
+        contents = dict(_contents(repository, sorted(mine.segments)))
     except _DAMAGE as error:
         raise errors.VerificationFailed(point=point.id, problem=str(error).rstrip(".")) from error
-    theirs: set[bytes] = set()
+    theirs = _Needs(frozenset(), frozenset(), frozenset())
     for name, other in found.items():
         cancel.check()
         if name != point.id and isinstance(other, Snapshot):
-            theirs |= _some_trees(repository, other)
-    lone = {tree for tree in (*root, *mine) if tree not in theirs}
-    alone = set(_ids(contents[tree] for tree in contents if tree in lone))
-    alone.difference_update(_ids(contents[tree] for tree in contents if tree not in lone))
-    for tree in theirs.difference(contents):
+            theirs = _joined(theirs, _needs_if_sound(repository, other))
+    alone = set(_ids(contents[tree] for tree in mine.segments - theirs.segments))
+    alone.difference_update(_ids(contents[tree] for tree in mine.segments & theirs.segments))
+    for tree in theirs.segments - mine.segments:
         cancel.check()
         if not alone:
             break
@@ -67,33 +78,40 @@ def usage(repository: Repository, point: Point, *, cancel: Cancel) -> Usage:
     every = [id for disk in point.disks for id in _ids([repository.hashes(point, disk.target).encode()])]
     distinct = set(every)
     zero = {zero_hash(disk.block_size) for disk in point.disks}
+    lone_trees = (mine.tops | mine.segments) - theirs.tops - theirs.segments
     return Usage(
         chunks=len(every),
         zero_chunks=sum(id in zero for id in every),
         distinct=len(distinct),
         alone=len(alone),
         stored=_stored(repository, distinct, Blob.DATA),
-        freed=_stored(repository, alone, Blob.DATA) + _stored(repository, lone, Blob.TREE),
+        freed=_stored(repository, alone | (mine.others - theirs.others), Blob.DATA)
+        + _stored(repository, lone_trees, Blob.TREE),
     )
 
 
-def _trees(repository: Repository, snapshot: Snapshot) -> tuple[list[bytes], list[bytes]]:
-    """Ids of the root and of the trees of disks; ids of the trees of segments."""
+def _needs(repository: Repository, snapshot: Snapshot) -> _Needs:
     root = bytes.fromhex(snapshot.tree)
-    tops = [node.subtree for node in trees.parse(repository.reader.read(root, Blob.TREE), "") if node.subtree]
-    segments: dict[bytes, None] = {}
-    for data in repository.reader.trees(tops).values():
-        segments.update((node.subtree, None) for node in trees.parse(data, "") if node.subtree)
-    return [root, *tops], list(segments)
+    top = trees.parse(repository.reader.read(root, Blob.TREE), "its root")
+    below = [node.subtree for node in top if node.subtree is not None]
+    nodes = [node for data in repository.reader.trees(below).values() for node in trees.parse(data, "its trees")]
+    return _Needs(
+        tops=frozenset([root, *below]),
+        segments=frozenset(node.subtree for node in nodes if node.subtree is not None),
+        others=frozenset(_ids(node.content for node in (*top, *nodes) if node.content)),
+    )
 
 
-def _some_trees(repository: Repository, snapshot: Snapshot) -> set[bytes]:
-    """All of them; none of a point that cannot be read."""
+def _needs_if_sound(repository: Repository, snapshot: Snapshot) -> _Needs:
+    """Nothing, of a point that cannot be read."""
     try:
-        top, segments = _trees(repository, snapshot)
+        return _needs(repository, snapshot)
     except _DAMAGE:
-        return set()
-    return {*top, *segments}
+        return _Needs(frozenset(), frozenset(), frozenset())
+
+
+def _joined(one: _Needs, other: _Needs) -> _Needs:
+    return _Needs(one.tops | other.tops, one.segments | other.segments, one.others | other.others)
 
 
 def _contents(repository: Repository, segments: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -115,6 +133,6 @@ def _ids(contents: Iterable[bytes]) -> Iterator[bytes]:
             yield content[at : at + ENTRY]
 
 
-def _stored(repository: Repository, ids: set[bytes], kind: Blob) -> int:
+def _stored(repository: Repository, ids: Set[bytes], kind: Blob) -> int:
     located = repository.index.locate(b"".join(ids), kind)
     return sum(length for row, length in zip(located.pack.tolist(), located.length.tolist(), strict=True) if row >= 0)

@@ -89,6 +89,14 @@ class Uploads:
         if self._ended:
             raise RuntimeError("these uploads have ended")
 
+    def fail(self, error: BaseException) -> None:
+        """From now on all who submit or flush, or wait there, get this error; nothing more is begun."""
+        with self._changed:
+            self._error = self._error or error
+            self._drop()
+            self._changed.notify_all()
+        self._stop.set()
+
     def close(self) -> None:
         """Wait for everything, then end; raises the first error. Twice is fine."""
         if self._ended:
