@@ -39,9 +39,7 @@ def backup(
     tag: Annotated[
         list[str] | None, typer.Option("--tag", metavar="WORD", help="A word for the restore point. May be repeated.")
     ] = None,
-    parallel: Annotated[
-        int, typer.Option("--parallel", "-p", metavar="N", min=1, max=64, help="So many machines at a time.")
-    ] = 1,
+    parallel: options.Parallel = None,
     limit_rate: options.LimitRate = None,
     scratch: options.Scratch = None,
     engine: options.Engine = None,
@@ -75,9 +73,7 @@ def backup(
         scratch=scratch.absolute() if scratch else None,
         engine=engine,
         nbd_server=nbd_server,
-        quiescing=Quiescing(
-            wish=quiesce, agent=agent.absolute() if agent else None, mount_points=tuple(mount_point or ())
-        ),
+        quiescing=options.quiescing(quiesce, agent, mount_point),
         state_dir=state_dir,
     )
     tasks = run(_tasks(machine, wish, config), output)
@@ -85,7 +81,7 @@ def backup(
         for task in tasks:
             _dry_run(task.request, output)
         return
-    _backup(tasks, output, parallel=parallel, strict=strict)
+    _backup(tasks, output, parallel=parallel or 1, strict=strict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from pullback import errors
 from pullback.cli import options
 from pullback.cli.output import Output
 from pullback.cli.running import run
-from pullback.model.backups import Quiesce, Quiescing
+from pullback.model.backups import Quiesce
 
 if TYPE_CHECKING:
     from pullback.flows import checkpoints as flow
@@ -86,9 +86,7 @@ def create(
     from pullback.flows import checkpoints as flow
 
     output = Output(json, quiet, verbose)
-    quiescing = Quiescing(
-        wish=quiesce or Quiesce.NO, agent=agent.absolute() if agent else None, mount_points=tuple(mount_point or ())
-    )
+    quiescing = options.quiescing(quiesce or Quiesce.NO, agent, mount_point)
 
     wish = run(_wish(file, checkpoint, description, disk or []), output)
 

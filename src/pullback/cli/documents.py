@@ -13,7 +13,6 @@ from pullback.cli.schema import Field as Field
 from pullback.cli.schema import Kind as Kind
 from pullback.cli.schema import result as _result
 
-
 _EVENT = (
     Field(
         "kind",

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pullback import errors
+from pullback.cli import options
 from pullback.cli.output import Output
 from pullback.cli.running import run
-from pullback.model.backups import Fleecing, Quiesce, Quiescing
+from pullback.model.backups import Fleecing, Quiesce
 from pullback.model.exports import Tls, TlsKind
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ async def how(
     """How disks are frozen. Who waits owns what it made, so it goes also if we are killed."""
     from pullback.flows.snapshots import How
 
-    quiescing = Quiescing(
-        wish=quiesce or Quiesce.NO, agent=agent.absolute() if agent else None, mount_points=tuple(mount_point or ())
-    )
+    quiescing = options.quiescing(quiesce or Quiesce.NO, agent, mount_point)
     owner = owner or (os.getpid() if wait else None)
     made = How(scratch=scratch.absolute() if scratch else None, fleecing=engine, quiescing=quiescing, owner=owner)
     _ = made.owner_token  # a process that is not there is refused before anything is done

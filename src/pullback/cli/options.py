@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pullback.model.backups import Fleecing, Quiesce
+from pullback.model.backups import Fleecing, Quiesce, Quiescing
 
 Machine = Annotated[
     str,
@@ -47,7 +48,7 @@ Repositories = Annotated[
         "--repository",
         "-r",
         metavar="REPO",
-        help=_REPOSITORY_HELP + " May be repeated: each has a checkpoint of its own.",
+        help=_REPOSITORY_HELP,
     ),
 ]
 Config = Annotated[
@@ -59,7 +60,19 @@ LimitRate = Annotated[
     typer.Option(
         "--limit-rate",
         metavar="RATE",
-        help="So much a second at most (10M, 500K): sent to the repository, or read for a dir: one.",
+        help="So much a second at most (10M, 500K): of what a backup sends (to a dir: repository, of what it reads), "
+        "and of the disks that a restore writes.",
+    ),
+]
+Parallel = Annotated[
+    int | None,
+    typer.Option(
+        "--parallel",
+        "-p",
+        metavar="N",
+        min=1,
+        max=64,
+        help="So many at a time: machines in a backup (otherwise 1), disks in a restore.",
     ),
 ]
 MachineName = Annotated[
@@ -166,3 +179,8 @@ NewPasswordFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress and no summary.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Where an error came from, too.")]
+
+
+def quiescing(wish: Quiesce | None, agent: Path | None, mount_points: Sequence[str] | None) -> Quiescing:
+    """What `Quiesces`, `Agent` and `MountPoints` say together."""
+    return Quiescing(wish=wish, agent=agent.absolute() if agent else None, mount_points=tuple(mount_points or ()))

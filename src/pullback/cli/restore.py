@@ -42,13 +42,8 @@ def restore(
     check: Annotated[
         bool, typer.Option("--check", help="At the end, read back what was written, and compare it.")
     ] = False,
-    parallel: Annotated[
-        int | None, typer.Option("--parallel", "-p", metavar="N", min=1, max=64, help="So many disks at a time.")
-    ] = None,
-    limit_rate: Annotated[
-        str | None,
-        typer.Option("--limit-rate", metavar="RATE", help="So much of the disks a second at most (10M, 500K)."),
-    ] = None,
+    parallel: options.Parallel = None,
+    limit_rate: options.LimitRate = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

@@ -236,7 +236,7 @@ class _Scrub:
         self._judge()
         self._aside()
         checked = tuple(self._located())
-        files = tuple(self._bad_file(file, problem) for file, problem in sorted(self._files.items()))
+        files = tuple(self._bad_files())
         self._remember()
         return Findings(
             disks=checked, files=files, notes=tuple(self._notes), packs_read=self._read, bytes_read=self._bytes
@@ -530,14 +530,15 @@ class _Scrub:
             more=max(0, len(ranges) - MAX_RANGES),
         )
 
-    def _bad_file(self, file: str, problem: str) -> BadFile:
-        kind, _, name = file.partition("/")
-        if kind != Kind.DATA:
-            return BadFile(file=file, problem=problem)
-        pack = bytes.fromhex(name)
-        inside = [blob for blob, where in self._blobs.bad.items() if pack in where]
-        lost = sum(blob in self._blobs.lost for blob in inside)
-        return BadFile(file=file, problem=problem, lost=lost, spared=len(inside) - lost)
+    def _bad_files(self) -> Iterator[BadFile]:
+        """Every bad file, with how many bad blobs it has."""
+        counted: dict[str, list[int]] = {}
+        for blob, inside in self._blobs.bad.items():
+            for pack in inside:
+                counted.setdefault(f"{Kind.DATA}/{pack.hex()}", [0, 0])[blob in self._blobs.lost] += 1
+        for file, problem in sorted(self._files.items()):
+            spared, lost = counted.get(file, (0, 0))
+            yield BadFile(file=file, problem=problem, lost=lost, spared=spared)
 
     # -- for the next backup -----------------------------------------------------------------
 

@@ -1,0 +1,177 @@
+"""Every error that Pullback raises, grouped by what the caller can do next.
+
+One root, `PullbackError`. A class carries a stable `code`, an exit code, a sentence (a template
+over its facts) and, where there is a remedy, a hint. The facts are dataclass fields, so programs
+read attributes and never parse sentences. The table in `docs/exit-codes.md` is generated from
+this package (`python -m pullback.cli.exitcodes`), and a test keeps it true.
+
+    PullbackError
+     ├─ UsageError              the request is wrong: change it                         exit 2
+     ├─ BusyError               somebody else is at it: wait, or ask them               exit 11
+     ├─ NoRepository            nothing to work with at that place                      exit 10
+     ├─ VerificationFailed      the data is not what was stored: do not use it          exit 13
+     ├─ UnreachableError        the machine cannot be talked to: mend the connection    exit 1
+     ├─ RefusedError            QEMU (or a program) said no: nothing was done           exit 1
+     ├─ OutcomeUnknown          the answer never came: query before you retry           exit 1
+     ├─ ResourceError           space or files are missing: make room                   exit 1
+     ├─ SnapshotBroken          the frozen view died, the guest lives: run again        exit 1
+     └─ Interrupted             a signal; everything was cleaned up                     exit 130/143
+"""
+
+from pullback.errors.access import (
+    BusyError,
+    DiskBusy,
+    MonitorBusy,
+    NbdServerBusy,
+    NoPoints,
+    NoRepository,
+    NotQmp,
+    PermissionDenied,
+    UnreachableError,
+    WrongPassword,
+)
+from pullback.errors.losses import (
+    CheckpointExists,
+    CheckpointInconsistent,
+    CheckpointsNotStored,
+    CleanupIncomplete,
+    DestinationDiffers,
+    MachineGone,
+    NoCheckpoint,
+    ObjectDamaged,
+    ObjectMissing,
+    OverlayNotCommitted,
+    PushFailed,
+    RepositoryChanged,
+    RepositoryDamaged,
+    SnapshotBroken,
+    VerificationFailed,
+)
+from pullback.errors.refusals import (
+    BadReply,
+    OutcomeUnknown,
+    ProgramFailed,
+    ProgramMissing,
+    QuiesceFailed,
+    RefusedError,
+    Unsupported,
+)
+from pullback.errors.resources import (
+    AlreadyStored,
+    CannotWrite,
+    DestinationFull,
+    EndpointFailed,
+    EndpointTimeout,
+    HookFailed,
+    ScratchSpace,
+    ScratchUnsuitable,
+    StoreFailed,
+    StoreRefused,
+    StoreUnreachable,
+)
+from pullback.errors.root import Exit, Interrupted, PullbackError, Terminated, catalogue
+from pullback.errors.usage import (
+    AmbiguousPoint,
+    BadConfig,
+    BadDocument,
+    BadUrl,
+    DestinationExists,
+    DestinationUnusable,
+    ExportExists,
+    ForeignManager,
+    ImagesUnnamed,
+    ImageUnusable,
+    InsecureExport,
+    MachineUnnamed,
+    NoDisks,
+    NoExport,
+    NoJob,
+    NoPassword,
+    NoSnapshot,
+    NotARepository,
+    NotConfigured,
+    PasswordUnavailable,
+    RepositoryExists,
+    RepositoryTooNew,
+    SnapshotExists,
+    UnknownDisk,
+    UnknownPoint,
+    UsageError,
+)
+
+__all__ = [
+    "AlreadyStored",
+    "AmbiguousPoint",
+    "BadConfig",
+    "BadDocument",
+    "BadReply",
+    "BadUrl",
+    "BusyError",
+    "CannotWrite",
+    "CheckpointExists",
+    "CheckpointInconsistent",
+    "CheckpointsNotStored",
+    "CleanupIncomplete",
+    "DestinationDiffers",
+    "DestinationExists",
+    "DestinationFull",
+    "DestinationUnusable",
+    "DiskBusy",
+    "EndpointFailed",
+    "EndpointTimeout",
+    "Exit",
+    "ExportExists",
+    "ForeignManager",
+    "HookFailed",
+    "ImageUnusable",
+    "ImagesUnnamed",
+    "InsecureExport",
+    "Interrupted",
+    "MachineGone",
+    "MachineUnnamed",
+    "MonitorBusy",
+    "NbdServerBusy",
+    "NoCheckpoint",
+    "NoDisks",
+    "NoExport",
+    "NoJob",
+    "NoPassword",
+    "NoPoints",
+    "NoRepository",
+    "NoSnapshot",
+    "NotARepository",
+    "NotConfigured",
+    "NotQmp",
+    "ObjectDamaged",
+    "ObjectMissing",
+    "OutcomeUnknown",
+    "OverlayNotCommitted",
+    "PasswordUnavailable",
+    "PermissionDenied",
+    "ProgramFailed",
+    "ProgramMissing",
+    "PullbackError",
+    "PushFailed",
+    "QuiesceFailed",
+    "RefusedError",
+    "RepositoryChanged",
+    "RepositoryDamaged",
+    "RepositoryExists",
+    "RepositoryTooNew",
+    "ScratchSpace",
+    "ScratchUnsuitable",
+    "SnapshotBroken",
+    "SnapshotExists",
+    "StoreFailed",
+    "StoreRefused",
+    "StoreUnreachable",
+    "Terminated",
+    "UnknownDisk",
+    "UnknownPoint",
+    "UnreachableError",
+    "Unsupported",
+    "UsageError",
+    "VerificationFailed",
+    "WrongPassword",
+    "catalogue",
+]
