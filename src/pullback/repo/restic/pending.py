@@ -272,7 +272,7 @@ class PendingPoint:
         repository.cache.keep_manifest(identity, manifest)
         for disk in self._disks.values():
             repository.cache.keep_disk(disk.hashes, disk.zeroes)
-        return points.decode(manifest, name=identity, identity=identity)
+        return replace(points.decode(manifest, name=identity, identity=identity), tags=point.tags)
 
     def _store_root(self, manifest: bytes, point: Point) -> bytes:
         """Manifest and root tree; gives the tree's id."""
