@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pullback import config, errors
+from pullback.cli import asking
 from pullback.config import Config
 from pullback.model import urls
 
@@ -76,12 +76,12 @@ def with_password(chosen: Chosen, file: Path | None, command: str | None) -> Cho
 
 def new_password() -> Callable[[], str] | None:
     """Asks twice on the terminal, if there is one. Raises `UsageError` if the answers differ."""
-    if not _is_terminal():
+    if not asking.possible():
         return None
 
     def ask() -> str:
-        first = getpass.getpass("New password: ", stream=sys.stderr)
-        if getpass.getpass("The same again: ", stream=sys.stderr) != first:
+        first = asking.password("New password: ")
+        if asking.password("The same again: ") != first:
             raise errors.UsageError(problem="The two passwords differ; nothing was done")
         return first
 
@@ -117,13 +117,9 @@ def _access(environ: dict[str, str], state: Path | None, name: str) -> Access:
 
 def _prompt(name: str) -> Callable[[], str] | None:
     """Ask on the terminal, if there is one."""
-    if not _is_terminal():
+    if not asking.possible():
         return None
-    return lambda: getpass.getpass(f"Password of the repository {name}: ", stream=sys.stderr)
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    return lambda: asking.password(f"Password of the repository {name}: ")
 
 
 def _say(sentence: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from pullback import errors
+from pullback.cli import asking
 from pullback.cli.output import Output
 
 T = TypeVar("T")
@@ -55,6 +56,7 @@ async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
     def cancel(reason: type[errors.PullbackError]) -> None:
         if not reasons:
             reasons.append(reason)
+            asking.INTERRUPTED.set()
             task.cancel()
 
     for number, reason in _SIGNALS.items():
