@@ -67,7 +67,7 @@ class Repository:
     keep: Keep = field(default_factory=Keep)
     #: Bytes a second that are written at most; None: no limit.
     limit_rate: int | None = None
-    #: The file whose first line is the password.
+    #: The file that holds the password.
     password_file: Path | None = None
     #: The words of a program that prints it.
     password_command: tuple[str, ...] = ()

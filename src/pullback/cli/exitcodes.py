@@ -21,7 +21,7 @@ from pullback.errors import Exit, PullbackError
 _TOP = """\
 # Exit codes and errors
 
-<!-- Written by `make docs` from src/pullback/errors.py. Do not edit it here. -->
+<!-- Written by `make docs` from src/pullback/errors/. Do not edit it here. -->
 
 A command that fails prints one sentence on standard error, and below it a hint where there is a remedy:
 

@@ -17,7 +17,7 @@ class NoRepository(PullbackError):
     code: ClassVar[str] = "no-repository"
     exit_code: ClassVar[Exit] = Exit.NO_REPOSITORY
     sentence: ClassVar[str] = "There is no repository at {path}."
-    remedy: ClassVar[str | None] = "Check -r; `pullback backup` creates a dir: repository at its first run."
+    remedy: ClassVar[str | None] = "Check -r, or make one: `pullback init` (a dir: one is made by its first backup)."
     path: str
 
 
@@ -28,7 +28,7 @@ class NoPoints(PullbackError):
     code: ClassVar[str] = "no-restore-points"
     exit_code: ClassVar[Exit] = Exit.NO_REPOSITORY
     sentence: ClassVar[str] = "{path} holds no restore point{of_machine}."
-    remedy: ClassVar[str | None] = "Make one with `pullback backup MACHINE -r dir:{path}`."
+    remedy: ClassVar[str | None] = "Make one: `pullback backup MACHINE`, with the same -r."
     path: str
     of_machine: str = ""
 
