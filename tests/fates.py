@@ -214,15 +214,9 @@ class Fates(Historian):
             self.let_go()
         targets = rolls.choice((list(SIZES), list(SIZES), rolls.sample(list(SIZES), 2)))
         full = rolls.random() < 0.15
-        images = tuple(urls.Image(target=disk.id, path=disk.path, format=disk.format) for disk in self.box.disks)
-        machine = urls.QmpMachine(socket=self.box.qmp) if self.running else urls.ImagesMachine(images=images)
-        changes: dict[str, Any] = {"machine": machine, "name": self.box.name, "only": tuple(sorted(targets))}
-        if self.running:
-            changes["fleecing"] = rolls.choice((None, Fleecing.FILTER, Fleecing.CLASSIC))
+        changes = self._request(rolls, targets)
         if full:
             changes["level"] = Level.FULL
-        while int(time.time()) == self.last_backup:  # two of one second, of other disks, would be one name here
-            time.sleep(0.05)
         try:
             report = self.box.backup(**changes)
             self.last_backup = int(time.time())
@@ -241,9 +235,20 @@ class Fates(Historian):
         assert modes == {t: Mode.FULL if t in whole else Mode.INCREMENTAL for t in targets}, (modes, reasons)
         self._pointed(report.point.id, str(report.point.checkpoint), targets)
 
+    def _request(self, rolls: Random, targets: list[str]) -> dict[str, Any]:
+        """What a backup is asked for, of the machine as it is now."""
+        images = tuple(urls.Image(target=disk.id, path=disk.path, format=disk.format) for disk in self.box.disks)
+        machine = urls.QmpMachine(socket=self.box.qmp) if self.running else urls.ImagesMachine(images=images)
+        changes: dict[str, Any] = {"machine": machine, "name": self.box.name, "only": tuple(sorted(targets))}
+        if self.running:
+            changes["fleecing"] = rolls.choice((None, Fleecing.FILTER, Fleecing.CLASSIC))
+        while int(time.time()) == self.last_backup:  # two of one second, of other disks, would be one name here
+            time.sleep(0.05)
+        return changes
+
     def _whole(self, target: str) -> bool:
         number, size = self.parents.get(target, (None, 0))
-        alive = any(known.number == number for known in self.past.on(target))
+        alive = any(known.number == number for known in self.past.on(target)) and self.rests[target] in self.points
         return not alive or size != self.past.disks[target].size
 
     def _pointed(self, point: str, checkpoint: str, targets: list[str]) -> None:
@@ -257,6 +262,7 @@ class Fates(Historian):
         for target in targets:
             number = self.past.checkpoints[checkpoint].number if target in tracked else None
             self.parents[target] = (number, self.past.disks[target].size)
+            self.rests[target] = point
         self.points[point] = {target: bytes(self.past.disks[target].content) for target in targets}
         self._restored(point)
 

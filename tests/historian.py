@@ -96,12 +96,14 @@ def _part(content: bytes, granule: int) -> bytes:
 class Historian:
     """See the module. Each public method that takes `rolls` is a step."""
 
-    def __init__(self, make_box: MakeBox, mix: Counter[str]) -> None:
+    def __init__(self, make_box: MakeBox, mix: Counter[str], kind: str = "dir") -> None:
+        """`kind`: of the repository that backups go to."""
+        self.make_box = make_box
         disks = [
             qemu.Disk(id=target, path=Path(f"{target}.img"), format="qcow2" if target in _QCOW2 else "raw")
             for target in SIZES
         ]
-        self.box: Box = make_box(*disks, start=False)
+        self.box: Box = make_box(*disks, start=False, kind=kind)
         self._make_images()
         self.box.start()
         self.running = True
@@ -112,6 +114,8 @@ class Historian:
         self.points: dict[str, dict[str, bytes]] = {}
         #: By target: number of the checkpoint that the repository's last point rests on (None: it had none), its size.
         self.parents: dict[str, tuple[int | None, int]] = {}
+        #: By target: the point that it is on.
+        self.rests: dict[str, str] = {}
         self.texts: dict[str, object] = {}
         self._bases: dict[int, dict[str, bytes]] = {}
         self._names = 0

@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fates import Fates
 from kit import boxes
+from lots import Lots
 from pullback.engine import scratch
 from pullback.units import GiB, MiB
 
@@ -37,13 +38,16 @@ Machine = type[RuleBasedStateMachine]
 class RandomHistory(RuleBasedStateMachine):
     """A machine's life."""
 
+    #: What happens to it.
+    lots: type[Fates] = Fates
+
     def __init__(self) -> None:
         super().__init__()
         self._held = ExitStack()
         memory = Path("/dev/shm")
         place = str(memory) if memory.is_dir() and os.statvfs(memory).f_bavail * 4096 > 2 * GiB else None
         directory = self._held.enter_context(tempfile.TemporaryDirectory(prefix="pb-", dir=place))
-        self.fates = Fates(self._held.enter_context(boxes(Path(directory))), MIX)
+        self.fates = self.lots(self._held.enter_context(boxes(Path(directory))), MIX)
         self.log: list[str] = []
         self._broken = False
 
@@ -191,10 +195,42 @@ class RandomHistory(RuleBasedStateMachine):
                 self.fates._off.close()
 
 
-def live(seed: int, *, histories: int, steps: int) -> None:
+class ResticHistory(RandomHistory):
+    """A life with a repository in restic's format."""
+
+    lots = Lots
+    fates: Lots
+
+    @precondition(lambda self: self.fates.points)
+    @rule(number=NUMBER)
+    def forget(self, number: int) -> None:
+        self._step("forget", self.fates.forget, number)
+
+    @rule(number=NUMBER)
+    def lose_cache(self, number: int) -> None:
+        self._step("lose cache", self.fates.lose_cache, number)
+
+    @rule(number=NUMBER)
+    def neighbour(self, number: int) -> None:
+        self._step("backup beside another machine", self.fates.neighbour, number)
+
+    @rule(number=NUMBER)
+    def pruned_under(self, number: int) -> None:
+        self._step("backup under which is pruned", self.fates.pruned_under, number)
+
+    @rule(number=NUMBER)
+    def killed(self, number: int) -> None:
+        self._step("kill a backup", self.fates.killed, number)
+
+    @rule(number=NUMBER)
+    def backup_again(self, number: int) -> None:
+        self._step("backup", self.fates.backup, number)
+
+
+def live(seed: int, *, histories: int, steps: int, kind: type[RandomHistory] = RandomHistory) -> None:
     """So many machines' lives. The same seed gives the same steps."""
 
-    class Seeded(RandomHistory):
+    class Seeded(kind):  # type: ignore[misc,valid-type]
         pass
 
     chosen = settings(
@@ -229,8 +265,9 @@ def _little_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_answer_in_a_random_history_is_what_the_model_says(seed: int) -> None:
-    live(seed, histories=1, steps=12)
+@pytest.mark.parametrize("kind", [RandomHistory, ResticHistory])
+def test_every_answer_in_a_random_history_is_what_the_model_says(kind: type[RandomHistory], seed: int) -> None:
+    live(seed, histories=1, steps=12, kind=kind)
 
 
 @pytest.mark.slow
@@ -242,7 +279,7 @@ def test_every_answer_in_many_random_histories_is_what_the_model_says(capsys: py
     seed = int(os.environ.get("PULLBACK_HISTORY_SEED", random.SystemRandom().randrange(10**6)))
     try:
         while steps_done() < enough and time.monotonic() < deadline:
-            live(seed, histories=1, steps=50)
+            live(seed, histories=1, steps=50, kind=ResticHistory if seed % 2 else RandomHistory)
             seed += 1
     finally:
         with capsys.disabled():

@@ -239,7 +239,7 @@ _CUT = proxy.Fault(cut="after")
 
 def name_of(request: pytest.FixtureRequest) -> str:
     """A bucket for the test."""
-    return re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:50].strip("-") + "-b"
+    return re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[-50:].strip("-")
 
 
 @pytest.mark.parametrize("fault", [_SLOW_DOWN, _INTERNAL, _CUT], ids=["slowdown", "internal", "cut"])
