@@ -25,13 +25,13 @@ from pullback.extents import Extent
 from pullback.flows import increments, jobs, planning, reading
 from pullback.flows.opening import open_machine
 from pullback.flows.planning import DiskPlan
-from pullback.flows.repositories import Access, open_for
+from pullback.flows.repositories import Access, cancel_for, open_for
 from pullback.flows.threads import blocking
 from pullback.machine import Machine, Snapshot
 from pullback.model import urls
 from pullback.model.backups import DiskRequest, Frozen, Level, SnapshotRequest
 from pullback.model.points import Point
-from pullback.progress import Cancel, Progress, Silent
+from pullback.progress import Progress, Silent
 from pullback.transfer import FileEndpoint, Piece, copy
 from pullback.transfer.frozen import FrozenEndpoint
 from pullback.units import GiB, KiB
@@ -159,7 +159,7 @@ class _Audit:
         self._machine = machine
         self._sample = sample
         self._progress = progress
-        self._cancel = Cancel()
+        self._cancel = cancel_for(repository)
 
     async def run(
         self, snapshot: Snapshot, plans: Sequence[DiskPlan], request: SnapshotRequest

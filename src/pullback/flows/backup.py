@@ -17,7 +17,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -32,7 +32,7 @@ from pullback.flows import filling, increments, jobs, planning
 from pullback.flows.opening import open_machine
 from pullback.flows.planning import DiskPlan
 from pullback.flows.repositories import Access, open_for, opened
-from pullback.flows.threads import blocking
+from pullback.flows.threads import blocking, entered
 from pullback.machine import Machine, Snapshot
 from pullback.model import urls
 from pullback.model.backups import Fleecing, Frozen, Level, Quiescing, SnapshotRequest
@@ -157,23 +157,19 @@ async def backup(request: Request, progress: Progress | None = None) -> Report:
     ):
         await jobs.require_free(machine)
         limiter = repo.Limiter(request.rate) if request.rate else None
-        async with _writing(repository, machine.name, limiter) as pending:
+        async with entered(_writing(repository, machine.name, limiter)) as pending:
             work = _Backup(request, machine, repository, pending, progress or Silent(), begun)
             return await work.run()
 
 
-@contextlib.asynccontextmanager
-async def _writing(
-    repository: repo.Repository, machine: str, limiter: repo.Limiter | None
-) -> AsyncIterator[repo.Pending]:
+@contextlib.contextmanager
+def _writing(repository: repo.Repository, machine: str, limiter: repo.Limiter | None) -> Iterator[repo.Pending]:
     """A pending restore point of the machine; what is not committed when the block ends is undone."""
-    with contextlib.ExitStack() as stack:
-
-        def begin() -> repo.Pending:  # to its end, even if we are cancelled: or its lock would stay
-            writer = stack.enter_context(repository.writer(machine, command="pullback backup", limiter=limiter))
-            return stack.enter_context(writer.begin())
-
-        yield await blocking(begin, cancel=Cancel())
+    with (
+        repository.writer(machine, command="pullback backup", limiter=limiter) as writer,
+        writer.begin() as pending,
+    ):
+        yield pending
 
 
 class _Backup:
@@ -195,6 +191,7 @@ class _Backup:
         self._progress = progress
         self._begun = begun
         self._cancel = Cancel()
+        self._cancel.tell(lambda reason: filling.give_up(pending))
         self._notes: list[str] = []
 
     async def run(self) -> Report:

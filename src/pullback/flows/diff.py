@@ -19,7 +19,7 @@ from pullback import errors, extents, repo
 from pullback.endpoint import Endpoint
 from pullback.extents import Extent, between
 from pullback.flows import reading
-from pullback.flows.repositories import Access, open_for
+from pullback.flows.repositories import Access, cancel_for, open_for
 from pullback.flows.threads import blocking
 from pullback.model import urls
 from pullback.model.points import Point, PointDisk
@@ -82,7 +82,7 @@ async def diff(request: Request, progress: Progress | None = None) -> Report:
         find = partial(repository.find, machine=request.machine)
         old = await asyncio.to_thread(find, request.old)
         new = await asyncio.to_thread(partial(repository.find, machine=old.machine), request.new)
-        cancel = Cancel()
+        cancel = cancel_for(repository)
         work = partial(_diff, repository, (old, new), request, progress or Silent(), cancel)
         disks = await blocking(work, cancel=cancel)
     # Of a quick comparison the chunk is the grain; disks of one point may have chunks of several sizes.

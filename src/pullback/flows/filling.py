@@ -61,6 +61,12 @@ def problems(repository: repo.Repository) -> tuple[str, ...]:
     return tuple(repository.problems) if isinstance(repository, repo.ResticRepository) else ()
 
 
+def give_up(pending: repo.Pending) -> None:
+    """The point will not be: whoever waits for its repository need not wait any more."""
+    if isinstance(pending, repo.PendingSnapshot):
+        pending.abandon()
+
+
 @contextlib.contextmanager
 def opened(pending: repo.Pending, target: str, *, cancel: Cancel) -> Iterator[Filling]:
     """The disk `target` of a pending point, open for filling while the block runs. `seal` it afterwards."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pullback import errors, repo, state
+from pullback.flows.threads import entered
 from pullback.model import urls
+from pullback.model.points import Point
+from pullback.progress import Cancel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +128,22 @@ def require_restic(place: urls.Repository, command: str, reason: str, way_out: s
 @asynccontextmanager
 async def open_for(place: urls.Repository, access: Access, *, writing: bool = False) -> AsyncIterator[repo.Repository]:
     """`opened` (or `opened_or_made`, for writing) for those who must not block."""
-    context = opened_or_made(place, access) if writing else opened(place, access)
-    repository = await asyncio.to_thread(context.__enter__)
-    try:
+    async with entered(opened_or_made(place, access) if writing else opened(place, access)) as repository:
         yield repository
-    finally:
-        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+def cancel_for(repository: repo.Repository) -> Cancel:
+    """A token for work on the repository: who cancels it need not wait for the repository's server either."""
+    cancel = Cancel()
+    if isinstance(repository, repo.ResticRepository):
+        cancel.tell(lambda reason: repository.store.hurry())
+    return cancel
+
+
+@asynccontextmanager
+async def reading(repository: repo.Repository, *points: Point) -> AsyncIterator[None]:
+    """Keep points from being removed while the block runs."""
+    async with AsyncExitStack() as stack:
+        for point in points:
+            await stack.enter_async_context(entered(repository.reading(point)))
+        yield

@@ -14,11 +14,12 @@ from pullback.endpoint import Endpoint
 from pullback.flows import destinations, reading
 from pullback.flows.destinations import FilePlace, Output, Place
 from pullback.flows.destinations import Format as Format
-from pullback.flows.repositories import Access, open_for
+from pullback.flows.repositories import Access, cancel_for, open_for
+from pullback.flows.repositories import reading as reading_of
 from pullback.flows.threads import blocking
 from pullback.model import urls
 from pullback.model.points import Point, PointDisk
-from pullback.progress import Cancel, Progress, Silent
+from pullback.progress import Progress, Silent
 from pullback.units import format_size
 
 #: Disks at a time.
@@ -94,7 +95,7 @@ async def restore(request: Request, progress: Progress | None = None) -> Report:
     async with open_for(request.repository, request.access) as repository:
         point = await asyncio.to_thread(partial(repository.find, request.point, machine=request.machine))
         outputs = await asyncio.to_thread(_outputs, request, point)
-        with repository.reading(point):
+        async with reading_of(repository, point):
             done = await _Work(repository, point, request, progress or Silent()).all(outputs)
     return Report(point=point, disks=tuple(done), seconds=time.monotonic() - begun)
 
@@ -159,7 +160,7 @@ class _Work:
         self._point = point
         self._request = request
         self._progress = progress
-        self._cancel = Cancel()
+        self._cancel = cancel_for(repository)
         self._limiter = repo.Limiter(request.rate) if request.rate else None
 
     async def all(self, outputs: Sequence[Output]) -> list[Restored]:

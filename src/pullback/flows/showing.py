@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pullback import repo
-from pullback.flows.repositories import Access, open_for
+from pullback.flows.repositories import Access, cancel_for, open_for
 from pullback.flows.threads import blocking
 from pullback.model import urls
 from pullback.model.points import Point
@@ -41,7 +41,7 @@ async def show(request: Request) -> Report:
     """Look at a point. Raises `UnknownPoint`, `AmbiguousPoint`, `VerificationFailed`."""
     async with open_for(request.repository, request.access) as repository:
         point = await asyncio.to_thread(partial(repository.find, request.point, machine=request.machine))
-        cancel = Cancel()
+        cancel = cancel_for(repository)
         return await blocking(partial(_report, repository, point, cancel), cancel=cancel)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from pullback.progress import Cancel
@@ -40,3 +41,26 @@ def _retrieve(task: asyncio.Task[T]) -> None:
     """Work that we told to stop fails with the reason that we raise ourselves: asyncio shall not print it."""
     if not task.cancelled():
         task.exception()
+
+
+@asynccontextmanager
+async def entered(context: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter a context manager that blocks, and leave it, both in threads.
+
+    If we are cancelled meanwhile, we wait until it is entered, so that it can be left.
+    """
+    entering = asyncio.ensure_future(asyncio.to_thread(context.__enter__))
+    entering.add_done_callback(_retrieve)
+    try:
+        value = await asyncio.shield(entering)
+    except asyncio.CancelledError:
+        await asyncio.wait({entering})
+        if entering.exception() is None:
+            await asyncio.to_thread(context.__exit__, None, None, None)
+        raise
+    try:
+        yield value
+    except BaseException as error:
+        await asyncio.to_thread(context.__exit__, type(error), error, error.__traceback__)
+        raise
+    await asyncio.to_thread(context.__exit__, None, None, None)

@@ -14,7 +14,8 @@ from functools import partial
 from pullback import errors, repo
 from pullback.extents import Extent
 from pullback.flows import reading
-from pullback.flows.repositories import Access, open_for
+from pullback.flows.repositories import Access, cancel_for, open_for
+from pullback.flows.repositories import reading as reading_of
 from pullback.flows.restore import choose
 from pullback.flows.threads import blocking
 from pullback.model import urls
@@ -122,7 +123,7 @@ async def _scrub(
         read_data=request.read_data or sample is not None,
         sample=sample,
     )
-    cancel = Cancel()
+    cancel = cancel_for(repository)
     work = partial(repo.scrub, repository, scope, progress=progress, cancel=cancel, rate=request.rate)
     found = await blocking(work, cancel=cancel)
     if not found.disks and not found.files:
@@ -186,9 +187,9 @@ async def _verify_point(
     repository: repo.Repository, point: Point, request: Request, progress: Progress
 ) -> list[Verdict]:
     verdicts = []
-    with repository.reading(point):
+    async with reading_of(repository, point):
         for disk in choose(point, request.only):
-            cancel = Cancel()
+            cancel = cancel_for(repository)
             work = partial(_verify_disk, repository, point, disk, progress, cancel, alone=not request.all)
             verdicts.append(await blocking(work, cancel=cancel))
     return verdicts

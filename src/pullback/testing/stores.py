@@ -78,6 +78,10 @@ class WrappedStore:
         """See `Store`."""
         self._store.tidy()
 
+    def hurry(self) -> None:
+        """See `Store`."""
+        self._store.hurry()
+
     def close(self) -> None:
         """See `Store`."""
         self._store.close()

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from pullback import extents
+from pullback import errors, extents
 from pullback.endpoint import Channel, Endpoint
 from pullback.extents import Extent, Mapped
 from pullback.model.exports import Export, NbdAddress
@@ -20,13 +20,18 @@ _PROOF = 4096
 
 
 class FrozenEndpoint:
-    """An `Export` of a machine's snapshot as an `Endpoint`; `name` is what messages call it."""
+    """An `Export` of a machine's snapshot as an `Endpoint`; `name` is what messages call it.
+
+    Raises `EndpointFailed` if the disk was resized between the plan and the snapshot: what is behind
+    its planned end would be missing, and nobody would know.
+    """
 
     def __init__(self, export: Export, *, name: str, cancel: Cancel) -> None:
         self._export = export
         self._name = name
         with ExitStack() as stack:
             self._data = stack.enter_context(_data(export, name, cancel))
+            _require_size(self._data, export.size)
             allocation = export.allocation
             same = allocation == export.data
             self._allocation = (
@@ -118,6 +123,12 @@ def _data(export: Export, name: str, cancel: Cancel) -> Endpoint:
         writable=export.trim_unit is not None,
         request_limit=export.request_limit,
     )
+
+
+def _require_size(data: Endpoint, planned: int) -> None:
+    if data.size != planned:
+        reason = f"the disk was resized meanwhile: it has {data.size} bytes, and had {planned}"
+        raise errors.EndpointFailed(operation="opening", endpoint=data.name, offset=0, reason=reason)
 
 
 def _map(allocation: NbdAddress | Path, name: str, cancel: Cancel) -> Endpoint:

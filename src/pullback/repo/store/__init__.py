@@ -105,6 +105,9 @@ class Store(Protocol):
     def tidy(self) -> None:
         """Remove what killed writers left behind, if it is a day old."""
 
+    def hurry(self) -> None:
+        """Somebody wants to end: from now on what fails fails at once, instead of being tried again."""
+
     def close(self) -> None:
         """Let go of everything; calls that wait in other threads end with an error. Twice is fine."""
 

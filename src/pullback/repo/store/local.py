@@ -273,6 +273,9 @@ class LocalStore:
 
     # -- the directory itself ----------------------------------------------------------------
 
+    def hurry(self) -> None:
+        """See `Store`: nothing is tried twice here."""
+
     def close(self) -> None:
         """See `Store`."""
         root, self._root = self._root, None

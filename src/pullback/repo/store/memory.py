@@ -66,6 +66,9 @@ class MemoryStore:
     def tidy(self) -> None:
         """Nothing is ever left behind."""
 
+    def hurry(self) -> None:
+        """See `Store`: nothing is tried twice here."""
+
     def close(self) -> None:
         """Nothing is held."""
 

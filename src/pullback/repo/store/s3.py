@@ -76,6 +76,7 @@ class S3Store:
         self._keys = aws.keys(place, environ)
         self._authorities = _read_authorities(aws.ca_file(environ))
         self._closing = threading.Event()
+        self._hurried = threading.Event()
         self._met = False
         self._build(checksum=True)
 
@@ -207,9 +208,14 @@ class S3Store:
     def tidy(self) -> None:
         """See `Store`: a request that was cut leaves nothing."""
 
+    def hurry(self) -> None:
+        """See `Store`. Requests under way end with their time."""
+        self._hurried.set()
+
     def close(self) -> None:
         """See `Store`. Requests under way end with their time."""
         self._closing.set()
+        self._hurried.set()
 
     def __enter__(self) -> Self:
         return self
@@ -241,10 +247,12 @@ class S3Store:
             else:
                 self._met = True
                 return result
-            self._closing.wait(pause * random.uniform(0.5, 1))
+            self._hurried.wait(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, self._patience.longest)
 
     def _may_wait(self, begin: float, pause: float) -> bool:
+        if self._hurried.is_set():
+            return False
         allowed = self._patience.total if self._met else self._patience.first
         return time.monotonic() + pause - begin < allowed
 
