@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -52,7 +53,9 @@ class Fates(Historian):
         if checkpoint:
             self._made(checkpoint, targets, held)
         filtered = any("filter" in engine.split(":")[0] for engine in job.engines.values())
-        self.job = Job(kind, job.job, instant, checkpoint, since, bounds, filtered=filtered)
+        # As they are now: a backup that follows deletes some, perhaps before we see that the job has ended.
+        was = {target: replace(known, at=dict(known.at)) for target, known in since.items()}
+        self.job = Job(kind, job.job, instant, checkpoint, was, bounds, filtered=filtered)
         return self.job
 
     def _wishes(self, rolls: Random, targets: list[str]) -> tuple[str | None, dict[str, Checkpoint]]:

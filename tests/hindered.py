@@ -62,9 +62,9 @@ def small_packs(size: int = 1) -> Iterator[None]:
         packer.PACK_SIZE, packer.IN_FLIGHT = real
 
 
-def command(box: Box, moment: str, *, packs: int = 1) -> subprocess.Popen[str]:
+def command(box: Box, moment: str, *options: str) -> subprocess.Popen[str]:
     """A backup of a machine, to which that happens."""
-    words = [sys.executable, __file__, moment, packs, "backup", f"qmp:{box.qmp}", "-r", box.repository]
+    words = [sys.executable, __file__, moment, 1, "backup", f"qmp:{box.qmp}", "-r", box.repository, *options]
     environ = {
         "PULLBACK_STATE_DIR": str(box.directory / "state"),
         "PULLBACK_PASSWORD_FILE": str(password_file(box.directory)),

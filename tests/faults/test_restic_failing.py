@@ -30,7 +30,7 @@ from pullback.repo.store.s3 import Patience, S3Store
 from pullback.testing.stores import delaying
 from pullback.units import KiB, MiB
 from seaweed import Server
-from victim import running
+from victim import eventually, running
 
 SIZE = 6 * MiB
 #: Seconds in which a failed backup has ended, and the machine is as before.
@@ -205,6 +205,21 @@ def test_a_store_that_hangs_is_left_by_a_signal(make_box: MakeBox, moment: str, 
         assert time.monotonic() - begun < PROMISE, said
     assert process.returncode == 128 + number, said
     assert running(life.box)
+    assert life.box.leftovers() == []
+    life.prove()
+
+
+@pytest.mark.timeout(60)
+def test_a_backup_that_may_send_little_is_ended_at_once(make_box: MakeBox) -> None:
+    life = Life(make_box)
+    with command(life.box, "write-index-9", "--limit-rate", "10KiB") as process:
+        eventually(lambda: life.box.leftovers() != [], seconds=20, what="begun")
+        time.sleep(2)  # all was read, and waits to be sent
+        begun = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=40)
+        assert time.monotonic() - begun < PROMISE, said
+    assert process.returncode == 128 + signal.SIGTERM, said
     assert life.box.leftovers() == []
     life.prove()
 

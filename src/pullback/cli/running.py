@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
 from pullback import errors
@@ -13,6 +14,8 @@ from pullback.cli import asking
 from pullback.cli.output import Output
 
 T = TypeVar("T")
+#: Threads for what blocks, made when they are needed: a few for each of 64 machines.
+_THREADS = 256
 _SIGNALS: dict[signal.Signals, type[errors.PullbackError]] = {
     signal.SIGINT: errors.Interrupted,
     signal.SIGTERM: errors.Terminated,
@@ -50,6 +53,8 @@ async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
     The handlers only schedule the cancellation, so a pause is never cut (`engine.pause`).
     """
     loop = asyncio.get_running_loop()
+    # By default there are four more than processors: with `--parallel`, some would wait until others have copied.
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
     task = asyncio.ensure_future(work)
     reasons: list[type[errors.PullbackError]] = []
 

@@ -49,6 +49,8 @@ from pullback.version import __version__
 WINDOW = 4 * units.GiB
 #: Zeroes are stored as holes in units of this, the cluster of the repository's images.
 GRAIN = 64 * units.KiB
+#: Damaged things of a sort that are told one by one.
+_DAMAGE_TOLD = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +193,6 @@ class _Backup:
         self._progress = progress
         self._begun = begun
         self._cancel = Cancel()
-        self._cancel.tell(lambda reason: filling.give_up(pending))
         self._notes: list[str] = []
 
     async def run(self) -> Report:
@@ -206,6 +207,7 @@ class _Backup:
             await blocking(self._pending.upload, cancel=self._cancel)
             point = await uninterrupted(self._commit(snapshot, disks, firmware))
             await self._release(point)
+        await blocking(partial(filling.tidy, self._repository), cancel=self._cancel)
         return self._report(point, snapshot, plans)
 
     # -- before ------------------------------------------------------------------------------
@@ -216,10 +218,7 @@ class _Backup:
             await machine.disks(), machine=machine.name, only=request.only, exclude=request.exclude
         )
         listing = await asyncio.to_thread(self._repository.listing, machine.name)
-        for bad in (*listing.damaged, *self._repository.strays()):
-            self._notes.append(f"restore point {bad.id} is damaged: {bad.problem}")
-        for problem in filling.problems(self._repository):
-            self._note(problem)
+        await self._tell_damage(listing)
         plans = planning.plan(chosen, _of(self._repository, listing), request.level)
         plans = tuple(map(_with_sight, plans))
         plans = tuple([await asyncio.to_thread(self._begin_disk, plan) for plan in plans])
@@ -230,6 +229,14 @@ class _Backup:
             if plan.reason:
                 self._note(f"{plan.disk.target}: {'read whole, because ' if plan.whole else ''}{plan.reason}")
         return plans
+
+    async def _tell_damage(self, listing: repo.Listing) -> None:
+        """What of the repository cannot be used."""
+        strays = await asyncio.to_thread(self._repository.strays)
+        damaged = [f"restore point {bad.id} is damaged: {bad.problem}" for bad in (*listing.damaged, *strays)]
+        self._notes += _first_few(damaged, "restore points are damaged")
+        for problem in _first_few(filling.problems(self._repository), "files of the repository cannot be used"):
+            self._note(problem)
 
     def _begin_disk(self, plan: DiskPlan) -> DiskPlan:
         """The disk in the new point, an increment of its parent; an unusable parent means that it is read whole."""
@@ -397,6 +404,12 @@ class _Backup:
             notes=tuple(self._notes),
             broken=tuple(plan.disk.target for plan in plans if plan.broken),
         )
+
+
+def _first_few(sentences: Sequence[str], what: str) -> Sequence[str]:
+    """Some of many sentences, and how many more there are: a restore point has room for so many notes only."""
+    more = len(sentences) - _DAMAGE_TOLD
+    return sentences if more <= 0 else [*sentences[:_DAMAGE_TOLD], f"{more} more {what}"]
 
 
 def _with_sight(plan: DiskPlan) -> DiskPlan:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pullback import extents, repo
+from pullback import errors, extents, repo
 from pullback.endpoint import Endpoint
 from pullback.extents import Extent
 from pullback.programs import qemu_nbd
@@ -61,10 +61,12 @@ def problems(repository: repo.Repository) -> tuple[str, ...]:
     return tuple(repository.problems) if isinstance(repository, repo.ResticRepository) else ()
 
 
-def give_up(pending: repo.Pending) -> None:
-    """The point will not be: whoever waits for its repository need not wait any more."""
-    if isinstance(pending, repo.PendingSnapshot):
-        pending.abandon()
+def tidy(repository: repo.Repository) -> None:
+    """Remove what is of no use any more: here in the cache, there what killed writers left. It can wait if it fails."""
+    if isinstance(repository, repo.ResticRepository):
+        with contextlib.suppress(errors.PullbackError):
+            repository.tidy()
+            repository.store.tidy()
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ from pullback.units import format_size
 
 #: Disks at a time.
 PARALLEL = 1
+#: Restore points that cannot even be dated, and are told.
+_STRAYS_TOLD = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +96,19 @@ async def restore(request: Request, progress: Progress | None = None) -> Report:
     begun = time.monotonic()
     async with open_for(request.repository, request.access) as repository:
         point = await asyncio.to_thread(partial(repository.find, request.point, machine=request.machine))
+        progress = progress or Silent()
+        if not point.id.startswith(request.point.lower()):
+            await asyncio.to_thread(_tell_strays, repository, progress)
         outputs = await asyncio.to_thread(_outputs, request, point)
         async with reading_of(repository, point):
-            done = await _Work(repository, point, request, progress or Silent()).all(outputs)
+            done = await _Work(repository, point, request, progress).all(outputs)
     return Report(point=point, disks=tuple(done), seconds=time.monotonic() - begun)
+
+
+def _tell_strays(repository: repo.Repository, progress: Progress) -> None:
+    """Who asks for the latest one gets the latest that can be read: say so if another may be newer."""
+    for stray in repository.strays()[:_STRAYS_TOLD]:
+        progress.note(f"restore point {stray.id} may be newer, but nobody knows: {stray.problem}")
 
 
 def choose(point: Point, only: tuple[str, ...]) -> tuple[PointDisk, ...]:

@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -92,19 +91,25 @@ class _Connection:
             self._handle = None
             raise
 
-    def _start_of(self, address: NbdAddress | NbdUri) -> Callable[[], object]:
-        """The call that starts to connect."""
+    def _start_of(self, address: NbdAddress | NbdUri) -> Callable[[Any], object]:
+        """The call that starts to connect a handle.
+
+        It holds no handle itself: it is in the traceback of whatever ends the connecting, and the socket
+        of a handle that lives is open. QEMU waits in its main loop for a client that says nothing.
+        """
         handle = self._handle
         if isinstance(address, NbdAddress):
             handle.set_export_name(address.export)
-            return partial(handle.aio_connect_unix, str(address.socket))
+            path = str(address.socket)
+            return lambda handle: handle.aio_connect_unix(path)
         if not handle.supports_uri():
             raise errors.Unsupported(
                 what="Connecting to a URI", reason="this libnbd knows none", way_out="Use another build of it."
             )
         # Where certificates and keys are, which the user says himself.
         handle.set_uri_allow_local_file(True)
-        return partial(handle.aio_connect_uri, address.uri)
+        uri = address.uri
+        return lambda handle: handle.aio_connect_uri(uri)
 
     def _configure(self, contexts: Sequence[str]) -> None:
         for context in contexts:
@@ -113,10 +118,10 @@ class _Connection:
             # A failed read fails the copy, so clearing the buffer before each one is wasted.
             self._handle.set_pread_initialize(False)
 
-    def _connect(self, start: Callable[[], object]) -> None:
+    def _connect(self, start: Callable[[Any], object]) -> None:
         deadline = time.monotonic() + self._timeout
         try:
-            start()
+            start(self._handle)
             self._wait(lambda: not self._handle.aio_is_connecting(), deadline, "connecting")
             if not self._handle.aio_is_ready():
                 raise self._failed("connecting", 0, errno.ENOTCONN, "the server closed the connection")

@@ -172,10 +172,6 @@ class Packer:
             name, data = unpacked.seal_file(self._key, index.encode(batch), compress=self._compress)
             self._store.write(Kind.INDEX, name, data)
 
-    def abandon(self) -> None:
-        """Somebody wants to end: whoever waits to put something fails at once. In any thread."""
-        self._uploads.abandon(0)
-
     def packs(self) -> frozenset[bytes]:
         """The packs that this run made or adopted."""
         with self._lock:

@@ -231,11 +231,6 @@ class PendingPoint:
         known = self._repository.cache.disk(disk.digest, size=size, chunk=chunk)
         return known or (self._repository.hashes(point, parent.target), ZeroMap(size, chunk))
 
-    def abandon(self) -> None:
-        """Somebody wants to end, and this point will not be: nobody waits for the store any more."""
-        self._repository.store.hurry()
-        self._packer.abandon()
-
     def disk(self, target: str) -> PendingDisk:
         """A disk that was created, to be filled."""
         return self._disks[target]
@@ -254,6 +249,7 @@ class PendingPoint:
 
     def stop(self, reason: BaseException) -> None:
         """Whoever waits here for uploads gets `reason` as an error; any thread may call it."""
+        self._repository.store.hurry()
         self._packer.stop(reason)
 
     def commit(self, point: Point) -> Point:
