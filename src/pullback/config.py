@@ -29,8 +29,8 @@ from pullback import errors, units
 from pullback.model import disks, urls
 from pullback.model.backups import Fleecing, Quiesce
 from pullback.model.hooks import Hooks
-from pullback.model.texts import is_showable
 from pullback.model.retention import Keep
+from pullback.model.texts import is_showable
 
 SYSTEM_PATH = Path("/etc/pullback/config.toml")
 #: Names the file instead of the default place.

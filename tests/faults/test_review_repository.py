@@ -52,7 +52,7 @@ def test_whoever_asks_for_the_latest_hears_of_those_that_cannot_be_read(tmp_path
     path = tmp_path / "repo" / "snapshots" / newest
     path.chmod(0o600)
     path.write_bytes(b"no snapshot")
-    (found.access.caches / repository_id(found) / "snapshots" / newest).unlink()
+    (found.access.caches / repository_id(found) / "snapshots" / newest).unlink(missing_ok=True)
     notes = Notes()
     request = restore.Request(repository=found.place, access=found.access, to=tmp_path / "out")
     report = asyncio.run(restore.restore(request, notes))

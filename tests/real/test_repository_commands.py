@@ -246,9 +246,12 @@ def test_keys_are_added_changed_and_removed_as_restic_has_them(path: Path) -> No
     with pytest.raises(errors.WrongPassword):
         asyncio.run(keys.listed(key_request(path, "second")))
     listed = json.loads(program(path, "third").run("key", "list", "--json", timeout=60))
-    assert {key["id"][:8]: key["current"] for key in listed} == {  # restic 0.18 tells ids whole
-        key.id[:8]: key.id == changed.id for key in asyncio.run(keys.listed(key_request(path)))
-    }
+    assert (
+        {key["id"][:8]: key["current"] for key in listed}
+        == {  # restic 0.18 tells ids whole
+            key.id[:8]: key.id == changed.id for key in asyncio.run(keys.listed(key_request(path)))
+        }
+    )
     assert added.id != changed.id
     assert asyncio.run(keys.removed(key_request(path), changed.id[:8])).id == changed.id
     [last] = asyncio.run(keys.listed(key_request(path)))

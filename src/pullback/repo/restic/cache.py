@@ -16,10 +16,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +35,7 @@ from pullback.units import MiB
 
 _MAX_DISK = 64 * MiB
 _MAX_MANIFEST = 16 * MiB
-_MAX_JOURNAL = 1024 * MiB
+_MAX_LINE = 64 * MiB
 _MAX_DAMAGE = 64 * MiB
 _HEX = re.compile(r"[0-9a-f]{64}")
 #: Disks whose chunk ids are kept; an increment needs those of its parent only.
@@ -162,9 +164,8 @@ class Cache:
         return Journal(self.path / "journal" / secrets.token_hex(8))
 
     @contextlib.contextmanager
-    def left(self) -> Iterator[list[tuple[bytes, tuple[Entry, ...]]]]:
-        """The packs in the journals of killed backups. When the block is left well, the journals go."""
-        found: list[tuple[bytes, tuple[Entry, ...]]] = []
+    def left(self) -> Iterator[Iterator[tuple[bytes, tuple[Entry, ...]]]]:
+        """The packs in the journals of killed backups, one by one. When the block is left well, the journals go."""
         with contextlib.ExitStack() as stack:
             paths = []
             for path in self._list("journal"):
@@ -172,9 +173,8 @@ class Cache:
                     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                     stack.callback(os.close, descriptor)
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its backup still runs
-                    found += _packs(files.read(path, limit=_MAX_JOURNAL))
                     paths.append(path)
-            yield found
+            yield itertools.chain.from_iterable(map(_packs_in, paths))
             for path in paths:
                 with contextlib.suppress(OSError):
                     path.unlink()
@@ -188,6 +188,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self._descriptor: int | None = None
         with contextlib.suppress(OSError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
@@ -196,13 +197,13 @@ class Journal:
 
     def add(self, pack: bytes, entries: Sequence[Entry]) -> None:
         """The pack is durable."""
-        if self._descriptor is None:
-            return
         blobs = [[entry.id.hex(), int(entry.kind), entry.offset, entry.length, entry.raw_length] for entry in entries]
         text = json.dumps([pack.hex(), blobs])
         line = f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}\n".encode()
-        with contextlib.suppress(OSError):
-            os.write(self._descriptor, line)
+        # Uploads that were abandoned may come when we are closed, and the number of our descriptor is another file's.
+        with self._lock, contextlib.suppress(OSError):
+            if self._descriptor is not None:
+                os.write(self._descriptor, line)
 
     def done(self) -> None:
         """All of it stands in an index: nobody need look here any more."""
@@ -211,15 +212,23 @@ class Journal:
 
     def close(self) -> None:
         """Let go of it; twice is fine."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _packs_in(path: Path) -> Iterator[tuple[bytes, tuple[Entry, ...]]]:
+    """The packs in a journal, as far as it can be read."""
+    with contextlib.suppress(OSError), files.opened(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
+        while line := file.readline(_MAX_LINE):
+            yield from _packs(line)
 
 
 def _packs(data: bytes) -> Iterator[tuple[bytes, tuple[Entry, ...]]]:

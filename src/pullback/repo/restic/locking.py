@@ -28,6 +28,8 @@ REFRESH = 300.0
 TRUSTED = 20 * 60.0
 #: Seconds between making our lock and looking again for somebody else's (as restic waits).
 SETTLE = 0.2
+#: Seconds that releasing a lock may take: who is done does not wait for a server that does not answer.
+_END_SECONDS = 20.0
 #: Seconds that one refresh may be late before it is tried again.
 _RETRY = 10.0
 #: Names that many hosts have: a process that does not run here may run on another one.
@@ -197,11 +199,12 @@ class RepositoryLock:
 
     def _renewed(self) -> bool:
         """Make it anew, unless there was a moment without it: the old one must be there when the new one is."""
-        before, lost = self._names[-1], self._lost
-        self._lost = True  # unless it turns out otherwise
+        before = self._names[-1]
         if not self._is_there(before):
+            self._lost = True
             return False
         self._write()
+        lost, self._lost = self._lost, True  # unless it turns out otherwise
         if not self._is_there(before):
             return False
         self._lost = lost
@@ -214,7 +217,8 @@ class RepositoryLock:
     def trusted(self) -> bool:
         """Has it been there all the time, and fresh enough for nobody to take it for a dead one's?"""
         with self._changing:
-            return not self._lost and _clock() - self._refreshed < TRUSTED and self._is_there(self._names[-1])
+            held = not self._lost and bool(self._names)
+            return held and _clock() - self._refreshed < TRUSTED and self._is_there(self._names[-1])
 
     def renew(self) -> None:
         """Take a new lock after the old one was lost. Raises `BusyError` as at the beginning."""
@@ -230,8 +234,13 @@ class RepositoryLock:
             self._names.remove(name)
 
     def close(self) -> None:
-        """Release it; twice is fine. One that cannot be removed is stale soon."""
+        """Release it, within a deadline; twice is fine. One that cannot be removed is stale soon."""
         self._ended.set()
+        ending = threading.Thread(target=self._end, name="repository-unlock", daemon=True)
+        ending.start()
+        ending.join(_END_SECONDS)
+
+    def _end(self) -> None:
         if self._thread is not None:
             self._thread.join()
         with contextlib.suppress(errors.PullbackError):

@@ -61,8 +61,8 @@ class Packer:
         self._lock = threading.Lock()
         self._builders = {kind: PackBuilder(key, kind) for kind in Blob}
         self._told: dict[Blob, list[Callable[[], None]]] = {kind: [] for kind in Blob}
-        #: Blobs of ours that are not in `known` yet.
-        self._claimed: set[bytes] = set()
+        #: Blobs of ours that are not in `known` yet. A chunk may be the text of a tree: they are two blobs.
+        self._claimed: set[tuple[bytes, Blob]] = set()
         self._unindexed: list[tuple[bytes, tuple[Entry, ...]]] = []
         self._packs: set[bytes] = set()
         self._open = ExitStack()
@@ -81,9 +81,10 @@ class Packer:
     def _adopt(self) -> None:
         """Packs that a killed backup of ours uploaded, and nobody knows: they need not be sent again."""
         with self._cache.left() as left:
-            there = self._known.pack_ids()
+            known, (bad, _) = self._known.pack_ids(), self._cache.damage()
             for pack, entries in left:
-                if pack not in there and self._whole(pack, entries):
+                if pack not in known and pack not in bad and self._whole(pack, entries):
+                    known.add(pack)
                     self._keep(pack, entries)
 
     def _whole(self, pack: bytes, entries: Iterable[Entry]) -> bool:
@@ -102,10 +103,10 @@ class Packer:
         another thread is just storing.
         """
         with self._lock:
-            claimed = id in self._claimed
+            claimed = (id, kind) in self._claimed
             known = not claimed and bool(self._known.find(id, kind))
             if not claimed and not known:
-                self._claimed.add(id)
+                self._claimed.add((id, kind))
         if known and durable is not None:
             durable()
         if claimed or known:
@@ -141,7 +142,7 @@ class Packer:
         self._journal.add(pack, entries)
         self._known.add(pack, entries)
         with self._lock:
-            self._claimed.difference_update(entry.id for entry in entries)
+            self._claimed.difference_update((entry.id, entry.kind) for entry in entries)
             self._unindexed.append((pack, entries))
             self._packs.add(pack)
             due = sum(len(some) for _, some in self._unindexed) >= INDEX_BLOBS
@@ -168,8 +169,12 @@ class Packer:
         """Put what is durable, and not in an index file yet, into one."""
         with self._lock:
             batch, self._unindexed = self._unindexed, []
-        if batch:
-            name, data = unpacked.seal_file(self._key, index.encode(batch), compress=self._compress)
+        while batch:
+            # As much as is due at once; more gathers only while nobody guards us.
+            some, count = [], 0
+            while batch and (count := count + len(batch[-1][1])) <= max(INDEX_BLOBS, len(batch[-1][1])):
+                some.append(batch.pop())
+            name, data = unpacked.seal_file(self._key, index.encode(some), compress=self._compress)
             self._store.write(Kind.INDEX, name, data)
 
     def packs(self) -> frozenset[bytes]:

@@ -203,6 +203,8 @@ class PendingPoint:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:  # nothing will come of it, so nobody waits for a server that does not answer
+            self._repository.store.hurry()
         self._open.__exit__(kind, error, None)
 
     def create(self, target: str, size: int, *, parent: PointRef | None = None) -> None:
