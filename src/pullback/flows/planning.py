@@ -155,10 +155,13 @@ def _without_parent(decided: DiskPlan, kept: Kept) -> DiskPlan:
     before = _last_of(disk, kept.newest_first)
     if decided.chain.problem:
         return decided.read_whole(decided.chain.problem)
-    if any(checkpoints.owner(link.mark.name) == kept.owner for link in decided.chain.links):
-        return decided.read_whole("the restore point of its last checkpoint is not in the repository any more")
+    owned = any(checkpoints.owner(link.mark.name) == kept.owner for link in decided.chain.links)
     if not kept.points:
-        return replace(decided, reason="it is the first backup")
+        # With a checkpoint all were forgotten, or the first backup was killed, or this is a copy under another name.
+        none = "there is no restore point of it in the repository"
+        return replace(decided, reason=none if owned else "it is the first backup")
+    if owned:
+        return decided.read_whole("the restore point of its last checkpoint is not in the repository any more")
     if before is None or before.mark is None:
         return replace(decided, reason="it is a new disk" if before is None else "it had no checkpoint")
     if disk.transient:
