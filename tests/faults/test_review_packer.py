@@ -25,9 +25,7 @@ def new_store(tmp_path: Path) -> MemoryStore:
     return store
 
 
-def test_a_disk_may_end_with_the_text_of_a_tree(
-    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_may_end_with_the_text_of_a_tree(store: MemoryStore, tmp_path: Path) -> None:
     large = 64 * KiB
     piece = chunk_of("a", large)
     id = hashlib.sha256(piece).digest()
@@ -35,8 +33,8 @@ def test_a_disk_may_end_with_the_text_of_a_tree(
     count, tree = next((count, tree) for count, tree in made if len(tree) % 512 == 0)
     assert len(tree) < large
     content = {"vda": piece * count, "vdb": tree}
-    with small():
-        monkeypatch.setattr(pending, "block_size_for", lambda size: large)
+    with small(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pending, "block_size_for", lambda size: large)
         with opened(store, tmp_path) as repository:
             backup(repository, content, {}, 0)
         with opened(store, tmp_path / "elsewhere") as repository:

@@ -13,6 +13,7 @@ import random
 import re
 import signal
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,6 +155,7 @@ def fill(world: World) -> World:
     )
     world.write("vdb", (MiB - 512, chance.randbytes(1024)), (5 * MiB, chance.randbytes(512)))
     world.backup()
+    time.sleep(1)  # points of a `dir:` repository are ordered by the second in their names
     world.write("vda", (GiB - 4096, chance.randbytes(8192)))
     world.write("vdb", (3 * MiB, chance.randbytes(MiB)))
     point = world.backup()

@@ -38,8 +38,8 @@ _MAX_MANIFEST = 16 * MiB
 _MAX_LINE = 64 * MiB
 _MAX_DAMAGE = 64 * MiB
 _HEX = re.compile(r"[0-9a-f]{64}")
-#: Disks whose chunk ids are kept; an increment needs those of its parent only.
-_DISKS_KEPT = 200
+#: Bytes of chunk ids that are kept, the newest: an increment needs those of its parent only (32 MiB for 1 TiB).
+_DISKS_KEPT = 1024 * MiB
 _DAY = 86_400.0
 
 
@@ -73,10 +73,12 @@ class Cache:
                 if path.name not in wanted:
                     with contextlib.suppress(OSError):
                         path.unlink()
-        disks = sorted(self._list("disks"), key=_modified, reverse=True)
-        for path in disks[_DISKS_KEPT:]:
+        left = _DISKS_KEPT
+        for path in sorted(self._list("disks"), key=_modified, reverse=True):
             with contextlib.suppress(OSError):
-                path.unlink()
+                left -= path.stat().st_size
+                if left < 0:
+                    path.unlink()
 
     def _list(self, folder: str) -> list[Path]:
         try:

@@ -104,7 +104,7 @@ class Packer:
         """
         with self._lock:
             claimed = (id, kind) in self._claimed
-            known = not claimed and bool(self._known.find(id, kind))
+            known = not claimed and self._known.contains(id, kind)
             if not claimed and not known:
                 self._claimed.add((id, kind))
         if known and durable is not None:

@@ -159,12 +159,6 @@ class Repository:
         """The machine's points, oldest first."""
         return self._listing(machine, self.snapshots())
 
-    def listings(self) -> dict[str, Listing]:
-        """The points of all machines, by machine."""
-        found = self.snapshots()
-        names = sorted({one.hostname for one in found.values() if isinstance(one, Snapshot)})
-        return {name: self._listing(name, found) for name in names}
-
     def strays(self) -> tuple[Damaged, ...]:
         """Snapshot files of which not even the machine can be told."""
         return tuple(

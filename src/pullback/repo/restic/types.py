@@ -39,11 +39,6 @@ class Entry(NamedTuple):
     #: Of the plain content if it is compressed, else 0.
     raw_length: int
 
-    @property
-    def plain_length(self) -> int:
-        """Length of the plain content."""
-        return self.raw_length or self.length - OVERHEAD
-
 
 #: Bytes that sealing adds: the initialisation vector and the authentication code, 16 each.
 OVERHEAD = 32
