@@ -282,7 +282,7 @@ def _always(fault: Any, request: object) -> Any:
 def chunks(bench: Repositories) -> list[str]:
     """For several chunk sizes: the writer's speed, what is stored, and what a scattered increment stores."""
     lines = [
-        "| chunk | whole, s | stored, MiB | increment, s | stored, MiB | trees and index, MiB |",
+        "| chunk | whole, s | increment, s | whole stored, MiB | increment stored, MiB | index, MiB |",
         "|---|---|---|---|---|---|",
     ]
     for size in (256 * units.KiB, 512 * units.KiB, units.MiB, 2 * units.MiB, 4 * units.MiB):
