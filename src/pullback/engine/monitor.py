@@ -18,7 +18,7 @@ from pathlib import Path
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.protocol import ConnectError
-from qemu.qmp.qmp_client import GreetingError, NegotiationError
+from qemu.qmp.qmp_client import GreetingError
 
 from pullback import errors
 
@@ -141,6 +141,7 @@ async def connect(socket: Path, *, timeout: float = GREETING_SECONDS) -> AsyncIt
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs what we raise
     client = QMPClient("pullback")
     client.readbuflen = _REPLY_LIMIT
+    client.negotiate = False  # by the library it fails if an event comes before the answer
     connection = await _open(socket, timeout)
     peer = _peer(connection)
     try:
@@ -151,9 +152,23 @@ async def connect(socket: Path, *, timeout: float = GREETING_SECONDS) -> AsyncIt
     except ConnectError as error:
         raise _translate(socket, error.exc) from error
     try:
+        await _negotiate(client, socket, timeout)
         yield Monitor(client, socket, peer)
     finally:
         await _disconnect(client)
+
+
+async def _negotiate(client: QMPClient, socket: Path, timeout: float) -> None:
+    """Enter command mode. Events may come from then on, also before the answer (qmp-spec.rst, "Events")."""
+    try:
+        async with asyncio.timeout(timeout):
+            await client.execute("qmp_capabilities")
+    except TimeoutError as error:
+        raise errors.MonitorBusy(socket=str(socket), seconds=timeout) from error
+    except ExecuteError as error:
+        raise errors.NotQmp(socket=str(socket), reason="what answers there greets, and takes no command") from error
+    except QMPError as error:
+        raise errors.UnreachableError(socket=str(socket), reason="it closed the connection") from error
 
 
 async def _open(socket: Path, timeout: float) -> sockets.socket:
@@ -186,7 +201,7 @@ def _peer(connection: sockets.socket) -> int | None:
 
 
 def _translate(socket: Path, error: BaseException) -> errors.PullbackError:
-    if isinstance(error, GreetingError | NegotiationError | QMPError | ValueError):
+    if isinstance(error, GreetingError | QMPError | ValueError):
         return errors.NotQmp(socket=str(socket), reason="what answers there greets otherwise")
     if isinstance(error, EOFError):
         return errors.NotQmp(socket=str(socket), reason="it closed the connection without a greeting")
