@@ -78,13 +78,13 @@ def changing(commands: list[str]) -> list[int]:
 
 
 @pytest.mark.timeout(300)
-def test_any_changing_command_may_be_refused(make_box: MakeBox) -> None:
-    sweep(make_box, lambda commands: changing(commands)[::2])
+def test_a_changing_command_may_be_refused(make_box: MakeBox) -> None:
+    sweep(make_box, lambda commands: changing(commands)[::4])
 
 
 @pytest.mark.timeout(300)
-def test_any_changing_command_may_be_refused_for_a_disk_in_an_iothread(make_box: MakeBox) -> None:
-    sweep(make_box, lambda commands: changing(commands)[1::3], qemu.Bus.SCSI, "io1")
+def test_a_changing_command_may_be_refused_for_a_disk_in_an_iothread(make_box: MakeBox) -> None:
+    sweep(make_box, lambda commands: changing(commands)[1::6], qemu.Bus.SCSI, "io1")
 
 
 @pytest.mark.slow
