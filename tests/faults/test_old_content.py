@@ -28,6 +28,7 @@ from pullback.model.points import Mode
 from pullback.programs import qemu
 from pullback.progress import Cancel, Silent
 from pullback.transfer import NbdEndpoint
+from pullback.transfer.nbd import NbdChannel
 from pullback.units import MiB
 from storm import KINDS, Storm, device
 
@@ -137,26 +138,61 @@ def test_the_probe_says_what_an_experiment_on_this_very_machine_says(make_box: M
     assert found.iothread_nbd_aborts == _leaving_aborts(make_box)
 
 
+@pytest.mark.parametrize("old", [0x11, 0])
+def test_what_was_copied_before_a_long_read_is_read_again(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, old: int
+) -> None:
+    """Zeroes too, of which scratch's file shows nothing. What was not copied is not asked for twice."""
+    box = make_box(qemu.Disk(id="vda", path=Path("a.qcow2")))
+    box.write("vda", 0x11, 0, 4 * CLUSTER)
+    box.write("vda", old, 2 * CLUSTER, CLUSTER)
+    address = _frozen_by_hand(box)
+    box.write("vda", 0x22, 2 * CLUSTER + 512, 512)
+    again: list[int] = []
+    real = NbdChannel._read_small
+
+    def noted(self: NbdChannel, offset: int, view: memoryview, limit: int) -> None:
+        again.append(offset)
+        real(self, offset, view, limit)
+
+    monkeypatch.setattr(NbdChannel, "_read_small", noted)
+    context = "qemu:dirty-bitmap:copied"
+    end = NbdEndpoint(address, cancel=Cancel(), name="snap", request_limit=CLUSTER, copied=context)
+    with end, end.channel() as channel:
+        buffer = bytearray(4 * CLUSTER)
+        channel.read_into(0, buffer, len(buffer))
+    assert buffer == b"\x11" * 2 * CLUSTER + bytes([old]) * CLUSTER + b"\x11" * CLUSTER
+    assert again == [2 * CLUSTER]
+
+
 def _reads_cross(box: Box) -> bool:
     """Overwrite one cluster under a filter, then read two at once: is the first one new?"""
-    scratch = box.directory / "scratch.raw"
-    scratch.write_bytes(b"")
-    os.truncate(scratch, len(box.model["vda"]))
     box.write("vda", 0x11, 0, 4 * CLUSTER)
-    box.command("blockdev-add", {"driver": "file", "node-name": "scr", "filename": str(scratch)})
-    cbw: dict[str, object] = {"driver": "copy-before-write", "node-name": "cbw", "file": "vda-format", "target": "scr"}
-    box.command("blockdev-add", cbw)
-    box.command("qom-set", {"path": device(box, "vda"), "property": "drive", "value": "cbw"})
-    box.command("blockdev-add", {"driver": "snapshot-access", "node-name": "snap", "file": "cbw"})
+    address, limit = _frozen_by_hand(box), 2 * CLUSTER
     box.write("vda", 0x22, 0, CLUSTER)
-    socket = box.directory / "nbd.sock"
-    box.command("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(socket)}}})
-    box.command("block-export-add", {"type": "nbd", "id": "e", "node-name": "snap"})
-    address, limit = NbdAddress(socket=socket, export="snap"), 2 * CLUSTER
     with NbdEndpoint(address, cancel=Cancel(), name="snap", request_limit=limit) as end, end.channel() as c:
         buffer = bytearray(2 * CLUSTER)
         c.read_into(0, buffer, len(buffer))
     return buffer != b"\x11" * len(buffer)
+
+
+def _frozen_by_hand(box: Box) -> NbdAddress:
+    """A filter above the disk, with a bitmap of what is copied; where to read."""
+    scratch = box.directory / "scratch.raw"
+    scratch.write_bytes(b"")
+    os.truncate(scratch, len(box.model["vda"]))
+    box.command("blockdev-add", {"driver": "file", "node-name": "scr", "filename": str(scratch)})
+    box.command("block-dirty-bitmap-add", {"node": "scr", "name": "copied", "granularity": CLUSTER})
+    cbw: dict[str, object] = {"driver": "copy-before-write", "node-name": "cbw", "file": "vda-format", "target": "scr"}
+    box.command("blockdev-add", cbw)
+    box.command("qom-set", {"path": device(box, "vda"), "property": "drive", "value": "cbw"})
+    box.command("blockdev-add", {"driver": "snapshot-access", "node-name": "snap", "file": "cbw"})
+    socket = box.directory / "nbd.sock"
+    box.command("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(socket)}}})
+    bitmaps = [{"node": "scr", "name": "copied"}]
+    export = {"type": "nbd", "id": "e", "node-name": "snap", "writable": True, "bitmaps": bitmaps}
+    box.command("block-export-add", export)
+    return NbdAddress(socket=socket, export="snap")
 
 
 def _leaving_aborts(make_box: MakeBox) -> bool:
@@ -173,15 +209,23 @@ def _leaving_aborts(make_box: MakeBox) -> bool:
     return box.process.returncode is not None
 
 
+@pytest.mark.parametrize("lacking", ["knowing", "looking"])
 def test_this_very_attack_finds_a_build_that_mixes_up_old_and_new(
-    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
-    """The check of the tests above: reading as if the build had no defect must be found out, where it has it."""
+    """The check of the tests above: reading as if the build had no defect must be found out, where it has it.
+
+    And so must reading as if it had, but without asking afterwards what was copied meanwhile.
+    """
     box = two_disks(make_box, qemu.Bus.VIRTIO, None)
     assert box.process is not None
     real = asyncio.run(probe.defects(Build(box.process.pid, box.directory / "cache")))
 
-    monkeypatch.setattr(fleece, "_limit", lambda context, part: 1 * MiB)
+    if lacking == "knowing":
+        monkeypatch.setattr(fleece, "_limit", lambda context, part: 1 * MiB)
+        monkeypatch.setattr(fleece, "_tells_copied", lambda context, part: False)
+    else:
+        monkeypatch.setattr(NbdChannel, "_read_again", lambda *_: None)
     fill(box)
     # One storm may miss the moments in which it shows; one where it does not must never show it.
     rounds = 8 if real.snapshot_reads_cross else 2

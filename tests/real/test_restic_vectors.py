@@ -76,7 +76,7 @@ class Written:
                 builder.add(blob)
             ids.append(blob.id)
         made = builder.finish()
-        self.put("data", made.name, made.data)
+        self.put("data", made.name, bytes(made.data))
         self.packs.append((made.id, list(made.entries)))
         return ids
 

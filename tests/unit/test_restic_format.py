@@ -207,15 +207,15 @@ def decode_all(data: bytes) -> None:
 
 
 def test_every_flip_and_every_truncation_of_a_pack_is_found() -> None:
-    pack = small_pack()
-    decode_all(pack.data)
-    for at in range(len(pack.data)):
+    data = bytes(small_pack().data)
+    decode_all(data)
+    for at in range(len(data)):
         with pytest.raises(RepositoryDamaged):
-            decode_all(flipped(pack.data, at * 8 + at % 8))
+            decode_all(flipped(data, at * 8 + at % 8))
         with pytest.raises(RepositoryDamaged):
-            decode_all(pack.data[:at])
+            decode_all(data[:at])
         with pytest.raises(RepositoryDamaged):
-            decode_all(pack.data[: at + 1] + pack.data[at:])
+            decode_all(data[: at + 1] + data[at:])
 
 
 def test_a_pack_has_blobs_of_one_kind_and_at_least_one() -> None:

@@ -265,11 +265,26 @@ async def _prepare(context: Context, part: Part) -> None:
         await context.monitor.execute("blockdev-add", _scratch_node(part, path))
     except errors.RefusedError as error:
         raise errors.ScratchUnsuitable(path=str(path.parent), reason=f"QEMU says: {error.reason}") from error
+    if _tells_copied(context, part):
+        await _watch_scratch(context, part)
     nodes = graph.parse_nodes(await context.monitor.execute("query-named-block-nodes", {"flat": True}))
     if nodes[part.names.scratch].size != part.disk.size:  # a smaller scratch is accepted silently
         raise errors.BadReply(who="QEMU", problem=f"scratch of {part.disk.target} has another size than the disk")
     if context.request.pushed and part.fleecing is Fleecing.CLASSIC:
         await context.monitor.execute("blockdev-add", _source_node(part))
+
+
+async def _watch_scratch(context: Context, part: Part) -> None:
+    """A bitmap of what is copied to scratch, from before the filter is there. It ends with scratch's node.
+
+    A cluster is in it before the filter itself knows it as copied (block/copy-before-write.c sets its
+    done_bitmap when block_copy has returned, which has written to scratch by then, zeroes too). Neither ever
+    forgets. So a read after which the bitmap has nothing of its range met no copied cluster, and was right on
+    a build that answers wrongly there; what the bitmap has is read again (`transfer.nbd`). Looking at scratch's
+    file would not do: a cluster of zeroes is copied as a hole.
+    """
+    arguments = {"node": part.names.scratch, "name": part.names.copied, "granularity": CLUSTER, "persistent": False}
+    await context.monitor.execute("block-dirty-bitmap-add", arguments)
 
 
 def _record(context: Context, files: list[str], path: Path) -> None:
@@ -489,6 +504,11 @@ def _limit(context: Context, part: Part) -> int | None:
     return CLUSTER if part.fleecing is Fleecing.FILTER and crosses else None
 
 
+def _tells_copied(context: Context, part: Part) -> bool:
+    """Must it be known what was copied? Only NBD can tell it."""
+    return _limit(context, part) is not None and _over_nbd(context, part)
+
+
 async def _export_nbd(context: Context, part: Part) -> Export:
     """The data, and beside it the live disk's node: it knows the holes, and carries the bitmap."""
     monitor, names, disk = context.monitor, part.names, part.disk
@@ -496,8 +516,17 @@ async def _export_nbd(context: Context, part: Part) -> Export:
     data = _address(context, part, "data")
     disk_map = _address(context, part, "map")
     node = names.snapshot if filtered else names.scratch
-    # Writable only so that our own copier, alone on this socket, may discard what it has read.
-    await exports.add_nbd(monitor, id=names.export("data"), node=node, name=data.export, writable=filtered)
+    copied = _tells_copied(context, part)
+    # Writable only so that our own copier, alone on this socket, may discard what it has read; and because QEMU
+    # shows a bitmap that still records to nobody else.
+    await exports.add_nbd(
+        monitor,
+        id=names.export("data"),
+        node=node,
+        name=data.export,
+        bitmaps=[{"node": names.scratch, "name": names.copied}] if copied else [],
+        writable=filtered,
+    )
     if filtered or part.request.since:
         assert disk.node is not None
         bitmaps = [names.bitmap] if part.request.since else []
@@ -506,6 +535,7 @@ async def _export_nbd(context: Context, part: Part) -> Export:
         size=disk.size,
         data=data,
         request_limit=_limit(context, part),
+        copied_context=f"qemu:dirty-bitmap:{names.copied}" if copied else None,
         allocation=disk_map if filtered else data,
         scratch=scratch_path(context, part) if filtered else None,
         changes=disk_map if part.request.since else None,

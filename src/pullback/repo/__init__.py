@@ -12,7 +12,8 @@ from pullback.repo.interface import Damaged, Listing, Repository, Sealed
 from pullback.repo.interface import PendingPoint as Pending
 from pullback.repo.passwords import find as find_password
 from pullback.repo.passwords import from_file as password_from_file
-from pullback.repo.restic import keyring, unlocking
+from pullback.repo.restic import keyring, lending, unlocking
+from pullback.repo.restic.blobs import Scratch
 from pullback.repo.restic.keyring import KeyEntry
 from pullback.repo.restic.locking import Held
 from pullback.repo.restic.pending import PendingPoint as PendingSnapshot
@@ -51,6 +52,7 @@ __all__ = [
     "ResticRepository",
     "Sample",
     "Scope",
+    "Scratch",
     "Sealed",
     "Snapshot",
     "Store",
@@ -64,6 +66,7 @@ __all__ = [
     "find_password",
     "graph",
     "keyring",
+    "lending",
     "open_directory",
     "open_repository",
     "open_store",

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pullback.model.description import Firmware
 from pullback.model.points import ImageFiles, Point, PointRef
+from pullback.model.tpm import TpmState
 from pullback.repo.digest import HashList
 from pullback.repo.store.limit import Limiter
 
@@ -64,6 +65,9 @@ class PendingPoint(Protocol):
 
     def keep_firmware(self, firmware: Firmware) -> None:
         """Store the bytes of a firmware device, whose header the point will have."""
+
+    def keep_tpm(self, state: TpmState) -> None:
+        """Store the bytes of the TPM's state, whose header the point will have; at most once."""
 
     def upload(self) -> None:
         """Make durable what the disks have, so that `commit` is quick."""
@@ -125,6 +129,9 @@ class Repository(Protocol):
 
     def firmware(self, point: Point) -> tuple[Firmware, ...]:
         """The firmware devices of a point with their bytes, proven by their hashes."""
+
+    def tpm(self, point: Point) -> TpmState | None:
+        """The state of a point's TPM with its bytes, proven by their hashes; None if it has none."""
 
     def writer(self, machine: str, *, command: str, limiter: Limiter | None = None) -> AbstractContextManager[Writer]:
         """Become a writer of the machine's points; `command` tells others what we are doing.

@@ -1,5 +1,6 @@
 """The loading dock: disks' bytes over NBD or in files, and the copier between any two. Threads."""
 
+from pullback.transfer.clearing import clear, discard
 from pullback.transfer.copier import BLOCK_SIZE, Fetch, Piece, Result, Work, Zero, blocks, copy
 from pullback.transfer.file import FileEndpoint
 from pullback.transfer.nbd import NbdEndpoint
@@ -14,5 +15,7 @@ __all__ = [
     "Work",
     "Zero",
     "blocks",
+    "clear",
     "copy",
+    "discard",
 ]

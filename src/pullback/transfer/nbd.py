@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -54,6 +55,8 @@ _SLICE_SECONDS = 0.25
 #: How long closing waits for the server to see our farewell.
 _FAREWELL_SECONDS = 1.0
 _STORING = frozenset({"write", "zero", "flush"})
+#: Answers to a fast zero that mean "not fast" (NBD protocol, NBD_CMD_FLAG_FAST_ZERO: ENOTSUP).
+_NOT_FAST = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
 _GONE = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.EPIPE})
 _ZEROES = bytearray(1 * MiB)
 
@@ -165,6 +168,26 @@ class _Connection:
                 self._handle = None  # closes it, and lets go of the caller's buffer
                 raise
 
+    def status(self, context: str, offset: int, length: int) -> block_status.Reply:
+        """One question of `context`, one reply; with 64-bit lengths where libnbd (1.18 and later) has them."""
+        replies: list[list[Any]] = []
+
+        def keep(name: str, start: int, entries: list[Any], error: object) -> int:
+            # An exception in here would be printed by the binding and lost: look at it afterwards.
+            if name == context and start == offset:
+                replies.append(entries)
+            return 0
+
+        wide = self.has("aio_block_status_64")
+        call = "aio_block_status_64" if wide else "aio_block_status"
+        self.request("block status", offset, lambda handle: getattr(handle, call)(length, offset, keep))
+        if len(replies) != 1:
+            raise errors.BadReply(who=self.name, problem=f"{len(replies)} block status replies for {context}")
+        if wide:  # pairs already
+            return iter(replies[0])
+        flat = iter(replies[0])  # length, flags, length, flags, …: up to a million of them from nbdkit
+        return zip(flat, flat, strict=True)
+
     def together(self, operation: str, starts: Sequence[tuple[int, Callable[[Any], int]]]) -> None:
         """Start several commands, given as (offset, start), and wait for the end of all.
 
@@ -245,9 +268,16 @@ class NbdChannel:
     """A connection for data. Requests longer than the server takes are sent in parts."""
 
     def __init__(
-        self, connection: _Connection, *, writable: bool, shared: bool, request_limit: int | None = None
+        self,
+        connection: _Connection,
+        *,
+        writable: bool,
+        shared: bool,
+        request_limit: int | None = None,
+        copied: str | None = None,
     ) -> None:
         self._connection = connection
+        self._copied = copied
         self._writable = writable
         self._shared = shared
         self._request_limit = request_limit
@@ -255,20 +285,39 @@ class NbdChannel:
         self._payload = _payload(connection)
         self._read_flags = connection.plain_reads() if request_limit is not None else 0
         self._can_zero = bool(connection.ask("can_zero"))
+        self._can_zero_fast = bool(connection.ask("can_fast_zero"))
         self._can_trim = bool(connection.ask("can_trim"))
         self._can_flush = bool(connection.ask("can_flush"))
 
     def read_into(self, offset: int, buffer: bytearray, length: int) -> None:
         """Fill `buffer[:length]` with the bytes from `offset`."""
         with memoryview(buffer) as view:
-            if self._request_limit is not None:
+            if self._request_limit is None:
+                self._read_parts(offset, view[:length])
+            elif self._copied is None:
                 self._read_small(offset, view[:length], self._request_limit)
-                return
-            for part in split([Extent(offset, length)], self._payload):
-                self._read(part.start, view[part.start - offset : part.end - offset])
+            else:
+                self._read_parts(offset, view[:length])
+                self._read_again(offset, view[:length], self._request_limit, self._copied)
+
+    def _read_parts(self, offset: int, view: memoryview) -> None:
+        for part in split([Extent(offset, len(view))], self._payload):
+            self._read(part.start, view[part.start - offset : part.end - offset])
 
     def _read(self, offset: int, view: memoryview) -> None:
-        self._connection.request("read", offset, lambda handle: handle.aio_pread(view, offset))
+        flags = self._read_flags
+        self._connection.request("read", offset, lambda handle: handle.aio_pread(view, offset, flags=flags))
+
+    def _read_again(self, offset: int, view: memoryview, limit: int, context: str) -> None:
+        """What the context has by now may have been answered wrongly; the rest was right (`engine.fleece`)."""
+        asked = block_status.walk(
+            partial(self._connection.status, context),
+            Extent(offset, len(view)),
+            size=self._size,
+            who=self._connection.name,
+        )
+        for part in block_status.dirty(asked):
+            self._read_small(part.start, view[part.start - offset : part.end - offset], limit)
 
     def _read_small(self, offset: int, view: memoryview, limit: int) -> None:
         """No request crosses a multiple of `limit` bytes; all are in flight at once, so it costs little."""
@@ -307,6 +356,23 @@ class NbdChannel:
             "zero", part.start, lambda handle: handle.aio_zero(part.length, part.start, flags=flags)
         )
 
+    def zero_quickly(self, offset: int, length: int) -> bool:
+        """Make the range read as zeroes if the server promises to be faster than by writing them.
+
+        False where it does not: then nothing of the range was done, or a part of it.
+        """
+        self._check_store("zero", offset, length)
+        if not self._can_zero_fast:
+            return False
+        try:
+            for part in split([Extent(offset, length)], _LONGEST_ZERO):
+                self._zero(part, self._connection.nbd.CMD_FLAG_FAST_ZERO)
+        except errors.EndpointFailed as error:
+            if error.errno in _NOT_FAST:
+                return False
+            raise
+        return True
+
     def trim(self, offset: int, length: int) -> None:
         """Tell that the range is not needed any more; nothing where the server does not know trim."""
         self._check_store("trim", offset, length)
@@ -316,6 +382,20 @@ class NbdChannel:
 
     def _trim(self, part: Extent) -> None:
         self._connection.request("trim", part.start, lambda handle: handle.aio_trim(part.length, part.start))
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Have the server read the range without sending it (NBD_CMD_CACHE).
+
+        QEMU then keeps in an overlay what it had to read from below (nbd/server.c, do_nbd_cmd_cache). Raises
+        `Unsupported` where the server does not know it.
+        """
+        if not self._connection.ask("can_cache"):
+            raise errors.Unsupported(what="Reading ahead", reason=f"{self._connection.name} does not offer it")
+        for part in split([Extent(offset, length)], self._payload):
+            self._prefetch(part)
+
+    def _prefetch(self, part: Extent) -> None:
+        self._connection.request("read", part.start, lambda handle: handle.aio_cache(part.length, part.start))
 
     def flush(self) -> None:
         """Make durable all writes that were answered, on any channel (multi-conn promises that)."""
@@ -373,6 +453,8 @@ class NbdEndpoint:
     so that an interrupt does not wait for a server that hangs. `name` is what messages call it.
     `request_limit`: no read may cross a multiple of so many bytes, and every read is answered by
     the server's plain read path, without its look at holes (both for a defect of certain QEMUs).
+    `copied`: the metadata context that tells, after a read that did cross one, what of it to read
+    again without crossing; so only little must be read in small pieces.
 
     Raises `EndpointFailed` (errno ENOENT: no such socket or export; EROFS: `writable` asked of a
     read-only export), `EndpointTimeout`, `ProgramMissing`.
@@ -389,14 +471,19 @@ class NbdEndpoint:
         cancel: Cancel | None = None,
         name: str | None = None,
         request_limit: int | None = None,
+        copied: str | None = None,
     ) -> None:
         self._address = address
+        self._copied = copied
         self._name = name or _name(address)
         self._timeout = timeout
         self._cancel = cancel
         self._writable = writable
         self._request_limit = request_limit
         self._lent: list[_Connection] = []
+        #: What each channel must be told by the server too.
+        self._told = [copied] if copied is not None else []
+        contexts = [*contexts, *self._told]
         self._control = self._connect([block_status.ALLOCATION, *contexts])
         try:
             self._look(contexts, channels)
@@ -407,8 +494,8 @@ class NbdEndpoint:
     def _look(self, contexts: Sequence[str], channels: int) -> None:
         self._size = self._control.ask("get_size")
         self._channels = channels if self._control.ask("can_multi_conn") else 1
-        self._wide = self._control.has("aio_block_status_64")
-        extended = self._wide and bool(self._control.ask("get_extended_headers_negotiated"))
+        wide = self._control.has("aio_block_status_64")
+        extended = wide and bool(self._control.ask("get_extended_headers_negotiated"))
         self._longest_question = _LONGEST_WIDE_QUESTION if extended else block_status.MAX_QUESTION
         self._mapped = bool(self._control.ask("can_meta_context", block_status.ALLOCATION))
         for context in contexts:
@@ -448,6 +535,16 @@ class NbdEndpoint:
         """How many channels may be open at a time: 1 without multi-conn."""
         return self._channels
 
+    @property
+    def flushes(self) -> bool:
+        """Can the server be told to make durable what was written?"""
+        return bool(self._control.ask("can_flush"))
+
+    @property
+    def trims(self) -> bool:
+        """Can it be told that content is not needed any more?"""
+        return bool(self._control.ask("can_trim"))
+
     def extents(self, window: Extent) -> Iterator[Mapped]:
         """The allocation of `window`; all of it is data where the server does not offer base:allocation."""
         if self._mapped:
@@ -462,7 +559,7 @@ class NbdEndpoint:
         """
         self._require(context)
         return block_status.walk(
-            lambda offset, length: self._ask(context, offset, length),
+            partial(self._control.status, context),
             window,
             size=self._size,
             who=self._name,
@@ -473,34 +570,17 @@ class NbdEndpoint:
         """What of `window` the bitmap behind `context` (`qemu:dirty-bitmap:NAME`) has as changed."""
         return block_status.dirty(self.status(context, window))
 
-    def _ask(self, context: str, offset: int, length: int) -> block_status.Reply:
-        """One question, one reply; with 64-bit lengths where libnbd (1.18 and later) has them."""
-        replies: list[list[Any]] = []
-
-        def keep(name: str, start: int, entries: list[Any], error: object) -> int:
-            # An exception in here would be printed by the binding and lost: look at it afterwards.
-            if name == context and start == offset:
-                replies.append(entries)
-            return 0
-
-        call = "aio_block_status_64" if self._wide else "aio_block_status"
-        self._control.request("block status", offset, lambda handle: getattr(handle, call)(length, offset, keep))
-        if len(replies) != 1:
-            raise errors.BadReply(who=self._name, problem=f"{len(replies)} block status replies for {context}")
-        if self._wide:  # pairs already
-            return iter(replies[0])
-        flat = iter(replies[0])  # length, flags, length, flags, …: up to a million of them from nbdkit
-        return zip(flat, flat, strict=True)
-
     def channel(self) -> NbdChannel:
         """A new channel."""
         shared = self._channels == 1
-        connection = self._control if shared else self._connect([])
+        connection = self._control if shared else self._connect(self._told)
         if not shared:
             self._lent.append(connection)
         if connection.ask("get_size") != self._size:
             raise errors.BadReply(who=self._name, problem="another size of the disk on another connection")
-        return NbdChannel(connection, writable=self._writable, shared=shared, request_limit=self._request_limit)
+        return NbdChannel(
+            connection, writable=self._writable, shared=shared, request_limit=self._request_limit, copied=self._copied
+        )
 
     def close(self) -> None:
         """End all connections, also those of the channels; twice is fine."""

@@ -7,6 +7,7 @@
                              /vda.qcow2           see `chain`
                              /vda.sha256          see `digest`
                              /pflash1.firmware    bytes of a firmware device
+                             /tpm2-00.permall.tpm bytes of a file of the TPM's state
 
 Names that begin with a dot are never points or machines, so a listing needs no list of exceptions.
 """
@@ -72,6 +73,11 @@ def backing_name(point: str, image: str) -> str:
 def firmware_name(target: str) -> str:
     """The bytes of the firmware device `target`."""
     return f"{target}.firmware"
+
+
+def tpm_name(name: str) -> str:
+    """The bytes of the file `name` of the TPM's state."""
+    return f"{name}.tpm"
 
 
 def point_ids(machine: Path) -> list[str]:

@@ -25,6 +25,7 @@ from pullback import errors
 from pullback.model import points, texts
 from pullback.model.description import Firmware
 from pullback.model.points import ImageFiles, Point, PointDisk, PointRef
+from pullback.model.tpm import TpmState
 from pullback.programs import qemu_img
 from pullback.repo import files
 from pullback.repo.digest import HashList, block_size_for
@@ -261,6 +262,13 @@ class PendingPoint:
         path = self._path / layout.firmware_name(firmware.name)
         with files.writing(path):
             files.write_new(path, firmware.data)
+
+    def keep_tpm(self, state: TpmState) -> None:
+        """Store the bytes of the TPM's state, durably."""
+        for file in state.files:
+            path = self._path / layout.tpm_name(file.name)
+            with files.writing(path):
+                files.write_new(path, file.data)
 
     def upload(self) -> None:
         """See `interface.PendingPoint.upload`: `seal` did it."""

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pullback import errors
-from pullback.model import points
+from pullback.model import points, tpm
 from pullback.model.description import Firmware, FirmwareHeader, with_data
 from pullback.model.points import Point
+from pullback.model.tpm import TpmFileHeader, TpmState
 from pullback.repo import files, selection
 from pullback.repo.digest import HashList
 from pullback.repo.directory import chain, layout, locks, pending
@@ -135,6 +136,19 @@ class Directory:
         name = layout.firmware_name(header.name)
         with files.judging(point.id, name):
             return with_data(header, files.read(self._machine(point.machine) / point.id / name, limit=header.size))
+
+    def tpm(self, point: Point) -> TpmState | None:
+        """The state of a point's TPM with its bytes; raises `VerificationFailed`."""
+        if point.tpm is None:
+            return None
+
+        def load(header: TpmFileHeader) -> bytes:
+            name = layout.tpm_name(header.name)
+            with files.judging(point.id, name):
+                return files.read(self._machine(point.machine) / point.id / name, limit=header.size)
+
+        with files.judging(point.id, "the TPM's state"):
+            return tpm.with_data(point.tpm, load)
 
     # -- writing -----------------------------------------------------------------------------
 

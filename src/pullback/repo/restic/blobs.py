@@ -41,11 +41,20 @@ def encode(
     the hashing where the SHA-256 of `plain` is known.
     """
     known = hashlib.sha256(plain).digest() if id is None else id
+    content, raw_length = packed(plain, level)
+    return EncodedBlob(known, kind, crypto.seal(key, content), raw_length)
+
+
+def packed(plain: Buffer, level: int | None) -> tuple[Buffer, int]:
+    """What is to be sealed of `plain`, and its length if that is compressed, else 0.
+
+    With `level` None nothing is compressed. The content is valid until this thread calls it again.
+    """
     if level is not None and compression.worth_compressing(plain):
-        packed = compression.compress(plain, level)
-        if len(packed) < len(plain):
-            return EncodedBlob(known, kind, crypto.seal(key, packed), len(plain))
-    return EncodedBlob(known, kind, crypto.seal(key, plain), 0)
+        small = compression.compress_briefly(plain, level)
+        if small is not None:
+            return small, len(plain)
+    return plain, 0
 
 
 def decode(key: crypto.Key, sealed: Buffer, entry: Entry, where: str) -> bytes:

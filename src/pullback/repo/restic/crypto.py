@@ -57,14 +57,21 @@ class Key:
 
 def seal(key: Key, plain: Buffer) -> bytearray:
     """`plain` encrypted and authenticated, under a new random vector: `OVERHEAD` bytes longer."""
-    vector = os.urandom(_BLOCK)
     sealed = bytearray(len(plain) + OVERHEAD)
-    view = memoryview(sealed)
-    text = view[_BLOCK:-_BLOCK]
-    sealed[:_BLOCK] = vector
-    Cipher(algorithms.AES(key.encrypt), modes.CTR(vector)).encryptor().update_into(plain, text)
-    sealed[-_BLOCK:] = _tag(key, vector, text)
+    with memoryview(sealed) as view:
+        seal_into(key, plain, view)
     return sealed
+
+
+def seal_into(key: Key, plain: Buffer, sealed: memoryview) -> None:
+    """The same, into memory of just that length."""
+    if len(sealed) != len(plain) + OVERHEAD:
+        raise ValueError("no room of the right length")
+    vector = os.urandom(_BLOCK)
+    sealed[:_BLOCK] = vector
+    with sealed[_BLOCK:-_BLOCK] as text:
+        Cipher(algorithms.AES(key.encrypt), modes.CTR(vector)).encryptor().update_into(plain, text)
+        sealed[-_BLOCK:] = _tag(key, vector, text)
 
 
 def unseal(key: Key, sealed: Buffer, where: str) -> bytes:

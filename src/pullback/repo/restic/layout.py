@@ -3,12 +3,12 @@
 snapshot      hostname: the machine   paths: /pullback/<machine>   tags: pullback, and the user's
 root tree     pullback.json           what restic has no word for (`model.points`)
               firmware/<name>         variables of the machine's firmware, if it has any
+              tpm/<name>              the state of its TPM, if it has one
               vda/, vdb/ …            the disks (`trees`)
 """
 
 from __future__ import annotations
 
-import getpass
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ from datetime import datetime
 
 from pullback import errors
 from pullback.model.points import Point
-from pullback.repo.restic import times, trees
+from pullback.repo.restic import host, times, trees
 from pullback.repo.restic.snapshots import Snapshot
 from pullback.version import __version__
 
@@ -24,8 +24,10 @@ from pullback.version import __version__
 MANIFEST = "pullback.json"
 #: Directory of the firmware's variables in the root tree.
 FIRMWARE = "firmware"
+#: Directory of the TPM's state in the root tree.
+TPM = "tpm"
 #: Names that no disk can have.
-RESERVED = frozenset({MANIFEST, FIRMWARE})
+RESERVED = frozenset({MANIFEST, FIRMWARE, TPM})
 #: The tag of every restore point.
 TAG = "pullback"
 _ROOT = "/pullback/"
@@ -41,13 +43,11 @@ def is_point(snapshot: Snapshot) -> bool:
     return snapshot.paths == (path_of(snapshot.hostname),)
 
 
-def root_tree(manifest: trees.Node, disks: Mapping[str, bytes], firmware: bytes | None, created: datetime) -> bytes:
-    """The root tree: the manifest, the disks' trees by target, the tree of the firmware's variables."""
+def root_tree(manifest: trees.Node, folders: Mapping[str, bytes], created: datetime) -> bytes:
+    """The root tree: the manifest, and the trees of disks, firmware and TPM by their names."""
     moment = times.write(created)
     nodes = [replace(manifest, mtime=moment, atime=moment, ctime=moment)]
-    nodes += [trees.directory(target, tree) for target, tree in disks.items()]
-    if firmware is not None:
-        nodes.append(trees.directory(FIRMWARE, firmware))
+    nodes += [trees.directory(name, tree) for name, tree in folders.items()]
     return trees.encode(nodes)
 
 
@@ -59,7 +59,7 @@ def snapshot_of(point: Point, tree: bytes, parent: str | None) -> Snapshot:
         tree=tree.hex(),
         paths=(path_of(point.machine),),
         hostname=point.machine,
-        username=_user(),
+        username=host.user(),
         uid=os.getuid(),
         gid=os.getgid(),
         tags=(TAG, *point.tags),
@@ -78,10 +78,3 @@ def child(tree: bytes, name: str, where: str) -> trees.Node:
         if node.name == name:
             return node
     raise errors.RepositoryDamaged(file=where, problem=f"there is no {name} in it")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""

@@ -9,7 +9,6 @@ own clock, by which our lock and the other's were written: clocks of hosts diffe
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import socket
 import threading
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pullback import errors
-from pullback.repo.restic import lockfile, times, unpacked
+from pullback.repo.restic import host, lockfile, times, unpacked
 from pullback.repo.restic.crypto import Key
 from pullback.repo.store import Kind, Store
 
@@ -175,7 +174,7 @@ class RepositoryLock:
             time=times.write(datetime.now(UTC)),
             exclusive=self._exclusive,
             hostname=socket.gethostname(),
-            username=_user(),
+            username=host.user(),
             pid=os.getpid(),
             uid=os.getuid(),
             gid=os.getgid(),
@@ -250,10 +249,3 @@ class RepositoryLock:
 def _clock() -> float:
     """Seconds that go on while the host sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""

@@ -1,31 +1,35 @@
 """From plain chunks to durable packs and index files.
 
     put ──known?──► dropped
-         └────────► compressed, sealed ─► pack (16 MiB) ─► uploads ─► durable ─► journal, index in memory
+         └────────► compressed ─► sealed into its place in a pack (16 MiB) ─► uploads ─► durable
+                                                                     ─► journal, index in memory
     upload: the packs that are not full      finish: the index file
 
 Called by many threads; hashing, compressing and sealing happen in theirs. So a chunk waits for
-nobody unless more is under way than `Uploads` allows.
+nobody unless more is under way than `Uploads` allows. A pack is sent by the thread that fills its
+last place. Its memory is used again for another one when it is durable.
 """
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 
 from pullback import errors
-from pullback.repo.restic import blobs, index, unpacked
+from pullback.repo.restic import blobs, crypto, index, unpacked
 from pullback.repo.restic.cache import Cache
 from pullback.repo.restic.crypto import Buffer, Key
 from pullback.repo.restic.lookup import Index
-from pullback.repo.restic.packs import Pack, PackBuilder
-from pullback.repo.restic.types import Blob, Entry
+from pullback.repo.restic.packs import PackBuilder
+from pullback.repo.restic.types import OVERHEAD, Blob, Entry
 from pullback.repo.store import Kind, Store
 from pullback.repo.store.limit import Limiter
 from pullback.repo.store.uploads import Uploads
-from pullback.units import MiB
+from pullback.units import KiB, MiB
 
 #: Bytes of a pack before it is closed (restic's own default).
 PACK_SIZE = 16 * MiB
@@ -33,6 +37,21 @@ PACK_SIZE = 16 * MiB
 INDEX_BLOBS = 50_000
 #: Bytes of packs under way at a time.
 IN_FLIGHT = 96 * MiB
+#: Bytes of a pack beyond `PACK_SIZE` and its last blob: what its header grows by with that.
+_SPARE = 4 * KiB
+
+
+@dataclass(slots=True)
+class _Filling:
+    """A pack that is being filled. Guarded by the packer's lock, but for what lies in its places."""
+
+    builder: PackBuilder
+    memory: mmap.mmap
+    told: list[Callable[[], None]] = field(default_factory=list)
+    #: Places that were reserved, and are not filled yet.
+    open: int = 0
+    #: No more places are given.
+    full: bool = False
 
 
 class Packer:
@@ -59,8 +78,12 @@ class Packer:
         self._guarded = guarded
         self._limiter = limiter
         self._lock = threading.Lock()
-        self._builders = {kind: PackBuilder(key, kind) for kind in Blob}
-        self._told: dict[Blob, list[Callable[[], None]]] = {kind: [] for kind in Blob}
+        self._filling: dict[Blob, _Filling] = {}
+        #: Blobs that are being sealed or sent on, and who waits for them.
+        self._busy = 0
+        self._idle = threading.Condition(self._lock)
+        #: Memory of packs that are through.
+        self._free: list[mmap.mmap] = []
         #: Blobs of ours that are not in `known` yet. A chunk may be the text of a tree: they are two blobs.
         self._claimed: set[tuple[bytes, Blob]] = set()
         self._unindexed: list[tuple[bytes, tuple[Entry, ...]]] = []
@@ -111,30 +134,80 @@ class Packer:
             durable()
         if claimed or known:
             return 0
-        encoded = blobs.encode(self._key, plain, kind, level=self._level, id=id)
+        content, raw_length = blobs.packed(plain, self._level)
         with self._lock:
-            builder = self._builders[kind]
-            builder.add(encoded)
+            self._busy += 1
+        try:
+            self._store_blob(kind, id, content, raw_length, durable)
+        except BaseException as error:
+            self.stop(error)  # its place in a pack is not filled: no pack may be waited for
+            raise
+        finally:
+            with self._lock:
+                self._busy -= 1
+                self._idle.notify_all()
+        return len(content) + OVERHEAD
+
+    def _store_blob(
+        self, kind: Blob, id: bytes, content: Buffer, raw_length: int, durable: Callable[[], None] | None
+    ) -> None:
+        length = len(content) + OVERHEAD
+        with self._lock:
+            done = self._make_room(kind, length)
+            filling = self._filling[kind]
+            place = filling.builder.reserve(id, length, raw_length)
+            filling.open += 1
             if durable is not None:
-                self._told[kind].append(durable)
-            full = builder.size >= PACK_SIZE
-            told = self._renew(kind) if full else []
-        if full:
-            self._send(builder, told)
-        return len(encoded.sealed)
+                filling.told.append(durable)
+            if filling.builder.size >= PACK_SIZE:
+                done += self._shut(kind)
+        with place:
+            crypto.seal_into(self._key, content, place)
+        with self._lock:
+            filling.open -= 1
+            if filling.full and not filling.open:
+                done.append(filling)
+        for one in done:
+            self._send(one)
 
-    def _renew(self, kind: Blob) -> list[Callable[[], None]]:
-        self._builders[kind] = PackBuilder(self._key, kind)
-        told, self._told[kind] = self._told[kind], []
-        return told
+    def _make_room(self, kind: Blob, length: int) -> list[_Filling]:
+        """A pack with room for a sealed blob of so many bytes; gives the one before if it can be sent."""
+        filling, done = self._filling.get(kind), []
+        if filling is not None and not filling.builder.fits(length):
+            done = self._shut(kind)
+        if kind not in self._filling:
+            memory = self._memory(length)
+            self._filling[kind] = _Filling(PackBuilder(self._key, kind, memory), memory)
+        return done
 
-    def _send(self, builder: PackBuilder, told: list[Callable[[], None]]) -> None:
-        pack = builder.finish()
-        self._uploads.submit(Kind.DATA, pack.name, pack.data, partial(self._sent, pack, told))
+    def _memory(self, length: int) -> mmap.mmap:
+        """For a pack of blobs of about so many bytes."""
+        # Chunks have 1 MiB or a multiple by two; what is smaller fits in as well.
+        largest = max(MiB, 1 << (length - OVERHEAD - 1).bit_length()) + OVERHEAD
+        size = PACK_SIZE + largest + _SPARE
+        for number, free in enumerate(self._free):
+            if len(free) >= size:
+                return self._free.pop(number)
+        self._free.clear()  # too small now, and hardly needed again
+        return mmap.mmap(-1, size)  # whole pages, as direct writing needs it (`store.local`)
 
-    def _sent(self, pack: Pack, told: list[Callable[[], None]]) -> None:
+    def _shut(self, kind: Blob) -> list[_Filling]:
+        """No more for the pack; gives it if all its places are filled."""
+        filling = self._filling.pop(kind)
+        filling.full = True
+        return [] if filling.open else [filling]
+
+    def _send(self, filling: _Filling) -> None:
+        pack = filling.builder.finish()
+        self._uploads.submit(
+            Kind.DATA, pack.name, pack.data, partial(self._sent, pack.id, pack.entries, filling.told, filling.memory)
+        )
+
+    def _sent(self, pack: bytes, entries: tuple[Entry, ...], told: list[Callable[[], None]], memory: mmap.mmap) -> None:
         """The pack is durable; in the thread that uploaded it."""
-        self._keep(pack.id, pack.entries)
+        self._keep(pack, entries)
+        with self._lock:
+            self._free.append(memory)
         for durable in told:
             durable()
 
@@ -153,12 +226,12 @@ class Packer:
 
     def upload(self) -> None:
         """Make all that was put durable."""
-        for kind in Blob:
-            with self._lock:
-                builder = self._builders[kind]
-                told = self._renew(kind) if builder.count else []
-            if builder.count:
-                self._send(builder, told)
+        with self._lock:
+            done = [filling for kind in list(self._filling) for filling in self._shut(kind)]
+        for filling in done:
+            self._send(filling)
+        with self._lock:
+            self._idle.wait_for(lambda: not self._busy)
         self._uploads.flush()
 
     def stop(self, reason: BaseException) -> None:

@@ -11,6 +11,7 @@ A pack's name is its SHA-256, so whoever holds a copy can check it without the k
 from __future__ import annotations
 
 import hashlib
+import mmap
 import struct
 from dataclasses import dataclass
 
@@ -39,8 +40,8 @@ class Pack:
 
     #: SHA-256 of `data`.
     id: bytes
-    #: All of the file.
-    data: bytes
+    #: All of the file; in the memory that the builder was given.
+    data: memoryview
     #: What is in it, by offset.
     entries: tuple[Entry, ...]
 
@@ -53,18 +54,20 @@ class Pack:
 class PackBuilder:
     """A pack in the making, with blobs of one kind ("in version 2, they must be stored in separate files").
 
-    For one thread at a time.
+    For one thread at a time; but places that were reserved may be filled by several.
     """
 
-    def __init__(self, key: crypto.Key, kind: Blob) -> None:
-        """An empty one; `key` seals the header."""
+    def __init__(self, key: crypto.Key, kind: Blob, memory: mmap.mmap | None = None) -> None:
+        """An empty one; `key` seals the header. All of the file will lie in `memory`, which is not copied.
+
+        Without `memory` it takes what it needs; then no place may be held while another one is reserved.
+        """
         self.kind = kind
         self._key = key
-        self._parts: list[bytes | bytearray] = []
+        self._memory = bytearray() if memory is None else memory
         self._entries: list[Entry] = []
         self._offset = 0
         self._header = bytearray()
-        self._state = hashlib.sha256()
 
     @property
     def count(self) -> int:
@@ -76,37 +79,54 @@ class PackBuilder:
         """Bytes that the file would have if it were finished now."""
         return self._offset + len(self._header) + OVERHEAD + TRAILER
 
+    def fits(self, length: int) -> bool:
+        """Is there room for another sealed blob of so many bytes?"""
+        return isinstance(self._memory, bytearray) or self.size + length + MAX_HEADER_ENTRY <= len(self._memory)
+
     def add(self, blob: EncodedBlob) -> Entry:
-        """Append a blob. Raises `ValueError` if it is of the other kind, or the header would be too long."""
+        """Append a blob. Raises `ValueError` if it is of the other kind, or there is no room."""
         if blob.kind is not self.kind:
             raise ValueError("a pack has blobs of one kind")
+        with self.reserve(blob.id, len(blob.sealed), blob.raw_length) as place:
+            place[:] = blob.sealed
+        return self._entries[-1]
+
+    def reserve(self, id: bytes, length: int, raw_length: int) -> memoryview:
+        """The place of the next blob, of `length` bytes, for the caller to fill before `finish`.
+
+        Raises `ValueError` if there is no room, or the header would be too long.
+        """
         if len(self._header) + MAX_HEADER_ENTRY + OVERHEAD > MAX_HEADER:
             raise ValueError("a pack's header has at most 16 MiB")
-        length = len(blob.sealed)
-        if blob.raw_length:
-            self._header += _PACKED.pack(blob.kind + _COMPRESSED, length, blob.raw_length, blob.id)
+        place = self._append(length)
+        if raw_length:
+            self._header += _PACKED.pack(self.kind + _COMPRESSED, length, raw_length, id)
         else:
-            self._header += _PLAIN.pack(blob.kind, length, blob.id)
-        entry = Entry(blob.id, blob.kind, self._offset, length, blob.raw_length)
-        self._append(blob.sealed)
-        self._entries.append(entry)
-        return entry
+            self._header += _PLAIN.pack(self.kind, length, id)
+        self._entries.append(Entry(id, self.kind, self._offset - length, length, raw_length))
+        return place
 
     def finish(self) -> Pack:
         """The pack. Raises `ValueError` if it is empty; the builder is of no use after that."""
         if not self._entries:
             raise ValueError("a pack has at least one blob")
-        header = crypto.seal(self._key, self._header)
-        self._append(header)
-        self._append(_LENGTH.pack(len(header)))
-        data = b"".join(self._parts)
-        self._parts.clear()
-        return Pack(self._state.digest(), data, tuple(self._entries))
+        length = len(self._header) + OVERHEAD
+        with self._append(length) as place:
+            crypto.seal_into(self._key, self._header, place)
+        with self._append(TRAILER) as place:
+            place[:] = _LENGTH.pack(length)
+        data = memoryview(self._memory)[: self._offset].toreadonly()
+        return Pack(hashlib.sha256(data).digest(), data, tuple(self._entries))
 
-    def _append(self, part: bytes | bytearray) -> None:
-        self._parts.append(part)
-        self._state.update(part)
-        self._offset += len(part)
+    def _append(self, length: int) -> memoryview:
+        end = self._offset + length
+        if end > len(self._memory):
+            if not isinstance(self._memory, bytearray):
+                raise ValueError("no room for it")
+            self._memory += bytes(end - len(self._memory))
+        place = memoryview(self._memory)[self._offset : end]
+        self._offset = end
+        return place
 
 
 def header_place(tail: Buffer, size: int, where: str) -> tuple[int, int]:

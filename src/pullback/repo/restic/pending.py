@@ -27,12 +27,13 @@ from pullback.extents import Extent
 from pullback.model import points, texts
 from pullback.model.description import Firmware
 from pullback.model.points import Point, PointRef
+from pullback.model.tpm import TpmState
 from pullback.repo.digest import HashList, block_size_for, zero_hash
 from pullback.repo.interface import Sealed
 from pullback.repo.restic import trees
 from pullback.repo.restic.cache import Cache
 from pullback.repo.restic.crypto import Key
-from pullback.repo.restic.layout import MANIFEST, RESERVED, root_tree, snapshot_of
+from pullback.repo.restic.layout import FIRMWARE, MANIFEST, RESERVED, TPM, root_tree, snapshot_of
 from pullback.repo.restic.locking import RepositoryLock
 from pullback.repo.restic.lookup import Index
 from pullback.repo.restic.packer import Packer
@@ -43,8 +44,8 @@ from pullback.repo.store import Kind, Store
 from pullback.repo.store.limit import Limiter
 from pullback.units import MiB
 
-#: Bytes of a firmware device in one blob.
-_FIRMWARE_CHUNK = MiB
+#: Bytes of a firmware device, or of a file of the TPM's state, in one blob.
+_LOOSE_CHUNK = MiB
 
 
 class Home(Protocol):
@@ -193,7 +194,8 @@ class PendingPoint:
             limiter=limiter,
         )
         self._disks: dict[str, PendingDisk] = {}
-        self._firmware: list[trees.Node] = []
+        #: Directories that are no disks: their files.
+        self._folders: dict[str, list[trees.Node]] = {}
         #: Ids of what belongs to no disk.
         self._loose = {kind: bytearray() for kind in Blob}
         self._open = ExitStack()
@@ -239,9 +241,17 @@ class PendingPoint:
 
     def keep_firmware(self, firmware: Firmware) -> None:
         """Store the bytes of a firmware device."""
-        starts = range(0, len(firmware.data), _FIRMWARE_CHUNK)
-        ids = b"".join(self._blob(Blob.DATA, firmware.data[start : start + _FIRMWARE_CHUNK]) for start in starts)
-        self._firmware.append(trees.file(firmware.name, ids, len(firmware.data)))
+        self._keep(FIRMWARE, firmware.name, firmware.data)
+
+    def keep_tpm(self, state: TpmState) -> None:
+        """Store the bytes of the TPM's state."""
+        for file in state.files:
+            self._keep(TPM, file.name, file.data)
+
+    def _keep(self, folder: str, name: str, data: bytes) -> None:
+        starts = range(0, len(data), _LOOSE_CHUNK)
+        ids = b"".join(self._blob(Blob.DATA, data[start : start + _LOOSE_CHUNK]) for start in starts)
+        self._folders.setdefault(folder, []).append(trees.file(name, ids, len(data)))
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -281,9 +291,10 @@ class PendingPoint:
         """Manifest and root tree; gives the tree's id."""
         id = self._blob(Blob.DATA, manifest)
         node = trees.file(MANIFEST, id, len(manifest))
-        firmware = self._blob(Blob.TREE, trees.encode(self._firmware)) if self._firmware else None
         subtrees = {target: disk.tree for target, disk in self._disks.items() if disk.tree is not None}
-        return self._blob(Blob.TREE, root_tree(node, subtrees, firmware, point.created))
+        for folder, nodes in self._folders.items():
+            subtrees[folder] = self._blob(Blob.TREE, trees.encode(nodes))
+        return self._blob(Blob.TREE, root_tree(node, subtrees, point.created))
 
     def _blob(self, kind: Blob, plain: bytes) -> bytes:
         id = hashlib.sha256(plain).digest()

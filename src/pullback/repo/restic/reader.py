@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -198,8 +198,12 @@ class PointEndpoint:
         Chunks that lie side by side in a pack are asked for together wherever they are in the window,
         and equal ones once. Raises `EndpointFailed` for one that the index does not know.
         """
+        return self.batches_of(self.hashes.touched(window))
+
+    def batches_of(self, indexes: Iterable[int]) -> Iterator[Batch]:
+        """The same for chunks by their indexes."""
         same: dict[bytes, list[int]] = {}
-        for index in self.hashes.touched(window):
+        for index in indexes:
             if (id := self._chunk(index)) is not None:
                 same.setdefault(id, []).append(index)
         wanted = [self._locate(indexes[0], id) for id, indexes in same.items()]
@@ -218,14 +222,14 @@ class PointEndpoint:
         except errors.RepositoryDamaged as error:
             raise self._failed(index, error) from error
 
-    def fetch(self, batch: Batch) -> Iterator[tuple[int, bytes | bytearray]]:
+    def fetch(self, batch: Batch, scratch: Scratch | None = None) -> Iterator[tuple[int, bytes | bytearray]]:
         """The chunks of a batch as (offset, content), each proven by its id. One request, if nothing is damaged.
 
-        A content is valid until the next one is asked for. Raises `EndpointFailed` where a chunk is
-        missing or bad.
+        A content is valid until the next one is asked for, or, in a `scratch` of the caller's, as long as that
+        says. Raises `EndpointFailed` where a chunk is missing or bad.
         """
         missing = dict(batch.chunks)
-        scratch = Scratch(self.hashes.block_size)
+        scratch = scratch or Scratch(self.hashes.block_size)
         try:
             for number, plain in self._reader.span_into(batch.span, Blob.DATA, scratch):
                 for index in missing[number]:

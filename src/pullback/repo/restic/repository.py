@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,13 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from pullback import errors
-from pullback.model import points
+from pullback.model import points, tpm
 from pullback.model.description import Firmware, with_data
 from pullback.model.points import Point
+from pullback.model.tpm import TpmState
 from pullback.repo import selection
 from pullback.repo.digest import HashList
 from pullback.repo.interface import Damaged, Listing
-from pullback.repo.restic import config, keys, layout, snapshots, trees, unpacked
+from pullback.repo.restic import config, host, keys, layout, snapshots, trees, unpacked
 from pullback.repo.restic.cache import Cache
 from pullback.repo.restic.crypto import Key
 from pullback.repo.restic.locking import RepositoryLock
@@ -300,15 +299,30 @@ class Repository:
             return ()
         where = f"snapshots/{point.id}"
         with _judging(point.id):
-            folder = layout.child(self._root(self._existing(point.id)), layout.FIRMWARE, where)
-            tree = self.reader.read(folder.subtree or b"", Blob.TREE)
+            load = self._loader(point, layout.FIRMWARE)
             try:
-                return tuple(
-                    with_data(header, b"".join(self._content(layout.child(tree, header.name, where))))
-                    for header in point.firmware
-                )
+                return tuple(with_data(header, load(header.name)) for header in point.firmware)
             except ValueError as error:
                 raise errors.RepositoryDamaged(file=where, problem=f"its firmware: {error}") from error
+
+    def tpm(self, point: Point) -> TpmState | None:
+        """The state of a point's TPM with its bytes; raises `VerificationFailed`."""
+        if point.tpm is None:
+            return None
+        where = f"snapshots/{point.id}"
+        with _judging(point.id):
+            load = self._loader(point, layout.TPM)
+            try:
+                return tpm.with_data(point.tpm, lambda header: load(header.name))
+            except ValueError as error:
+                raise errors.RepositoryDamaged(file=where, problem=f"its TPM's state: {error}") from error
+
+    def _loader(self, point: Point, folder: str) -> Callable[[str], bytes]:
+        """What gives the content of a file in a directory of the point that is no disk."""
+        where = f"snapshots/{point.id}"
+        node = layout.child(self._root(self._existing(point.id)), folder, where)
+        tree = self.reader.read(node.subtree or b"", Blob.TREE)
+        return lambda name: b"".join(self._content(layout.child(tree, name, where)))
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -406,12 +420,5 @@ def create_repository(store: Store, password: str, *, caches: Path, cost: keys.C
 
 def new_key(password: str, key: Key, cost: keys.Cost) -> tuple[str, bytes]:
     """A file that opens the repository with `password`, made by us here and now: its name and content."""
-    maker = keys.Maker(hostname=socket.gethostname(), username=_user(), created=datetime.now(UTC))
+    maker = keys.Maker(hostname=socket.gethostname(), username=host.user(), created=datetime.now(UTC))
     return keys.create(password, key, maker, cost=cost)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

@@ -230,9 +230,10 @@ class Walker:
         """Directories that are no disks, such as the firmware's variables: all their files must be there."""
         targets = {disk.target for disk in point.disks}
         found = []
-        if point.firmware and layout.FIRMWARE not in {node.name for node in nodes}:
-            problem = f"there is no directory {layout.FIRMWARE} in it"
-            found.append(WalkedDisk(point.machine, point.id, layout.FIRMWARE, problem=problem))
+        for folder, wanted in ((layout.FIRMWARE, point.firmware), (layout.TPM, point.tpm)):
+            if wanted and folder not in {node.name for node in nodes}:
+                problem = f"there is no directory {folder} in it"
+                found.append(WalkedDisk(point.machine, point.id, folder, problem=problem))
         for node in nodes:
             if node.name in targets or node.subtree is None:
                 continue
