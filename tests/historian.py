@@ -467,7 +467,7 @@ class Historian:
             assert part is not None
             assert part.dirty is not None
             bounds = self.past.disks[target].between(at)
-            dirty = part.dirty // GRANULE  # QEMU counts the last one whole
+            dirty = -(-part.dirty // GRANULE)  # QEMU counts the last one whole; nobody is told more than the disk has
             assert len(bounds.must) <= dirty <= len(bounds.may), (mine.name, target, dirty, bounds)
             self.mix["check: size of changes"] += 1
 

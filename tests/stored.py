@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,21 @@ from pullback.flows.repositories import Access
 from pullback.model import urls
 from pullback.repo.restic import keys
 from pullback.units import KiB, MiB
+
+#: What is on a device before.
+JUNK = 0xA5
+
+
+@contextlib.contextmanager
+def loop_device(image: Path, size: int) -> Iterator[Path]:
+    """A block device full of junk; its image."""
+    image.write_bytes(bytes([JUNK]) * size)
+    done = subprocess.run(["losetup", "-f", "--show", image], check=True, capture_output=True, text=True, timeout=20)
+    device = Path(done.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True, timeout=20)
 
 
 def content_of(size: int, seed: int) -> bytes:

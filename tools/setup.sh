@@ -26,11 +26,11 @@ qemu_package() {
 packages() {
     # python3-venv, python3-libnbd: the virtual environment, and libnbd's binding (no package index has it)
     # qemu-system-common: qemu-storage-daemon; qemu-utils: qemu-img, qemu-nbd, qemu-io
-    # fuse3: mounting exports of disks in an iothread; libnbd-bin, nbdkit: servers and clients of tests
-    # restic: forgets, prunes and copies in repositories of its format
+    # fuse3: mounting exports of disks in an iothread, and restore points; libnbd-bin, nbdkit: clients and servers of tests
+    # restic: forgets, prunes and copies in repositories of its format; swtpm: the TPM of test machines
     # e2fsprogs, cpio, mount, util-linux: test disks, setpriv; ca-certificates: pip; openssl: certificates of tests
     echo python3 python3-venv python3-libnbd \
-        "$(qemu_package)" qemu-system-common qemu-utils fuse3 libnbd-bin nbdkit restic \
+        "$(qemu_package)" qemu-system-common qemu-utils fuse3 libnbd-bin nbdkit restic swtpm \
         e2fsprogs cpio mount util-linux ca-certificates openssl
 }
 

@@ -16,7 +16,9 @@ from pullback.model.disks import Disk
 from pullback.model.exports import Listen, Served
 from pullback.model.overlays import Advance, Committed, NewOverlay, Overlay
 from pullback.model.pushing import PushProgress, PushRequest
+from pullback.model.rollbacks import After, HeldDisk, HoldRequest, Journal
 from pullback.model.snapshots import ExportWish, OpenSnapshot, Wanted
+from pullback.model.tpm import TpmState
 from pullback.model.tracking import Begun, ChangeMap, Doomed, NewBitmap, Union
 
 
@@ -41,8 +43,43 @@ class Snapshot(Protocol):
     async def firmware(self) -> tuple[tuple[Firmware, ...], tuple[str, ...]]:
         """The content of the machine's firmware devices, and sentences about those that cannot be read."""
 
+    async def tpm(self) -> tuple[TpmState | None, tuple[str, ...]]:
+        """The state that the machine's TPM had at the instant, if it has one; and what there is to say of it."""
+
     def keep(self) -> None:
         """The backup is safe: leaving the block will not take the new checkpoints back."""
+
+
+class Held(Protocol):
+    """Disks taken from the guest, for us to write; made by `Machine.hold`."""
+
+    @property
+    def disks(self) -> tuple[HeldDisk, ...]:
+        """Where each can be written, as asked for."""
+
+    @property
+    def kept(self) -> str:
+        """The QEMU process in which they were held by this very job already when we came; "" if they were not.
+
+        Nobody else could write to them there since.
+        """
+
+    @property
+    def process(self) -> str:
+        """The QEMU process in which they stay held when we die, as `<pid>:<start time>`; "" if there is none."""
+
+    @property
+    def disturbed(self) -> int:
+        """How often somebody continued the machine meanwhile, and it was stopped and reset again."""
+
+    async def watch(self) -> None:
+        """To run beside the work: keeps the machine stopped. Never ends by itself."""
+
+    async def give_back(self) -> None:
+        """All is written and durable: the disks are the guest's again, and nothing of ours is left."""
+
+    async def conclude(self) -> After:
+        """Let the machine run, or leave it, or end it, as was asked for; gives which."""
 
 
 class Machine(Protocol):
@@ -106,6 +143,21 @@ class Machine(Protocol):
         """All is copied: make backups of it.
 
         Raises `BusyError` while it is not. If it failed, all is undone and the reason is raised.
+        """
+
+    @property
+    def interrupted(self) -> Journal | None:
+        """The rollback of its disks that was interrupted; only who opens it to finish that gets here."""
+
+    async def require_holdable(self, request: HoldRequest) -> None:
+        """Raise what `hold` would, as far as it can be known before anything is done."""
+
+    def hold(self, request: HoldRequest) -> AbstractAsyncContextManager[Held]:
+        """Take disks from the guest, whose memory is lost with it, and export them for writing.
+
+        While the journal of that job does not say that writing has begun, all is undone when the block fails,
+        and a machine that ran runs again, from its beginning. After that the disks stay out of reach until
+        `give_back`, whatever happens to us. Raises `Unsupported`, `DiskBusy`, `BusyError`, `NbdServerBusy`.
         """
 
     async def serve(self, wishes: Sequence[ExportWish], listen: Listen) -> tuple[Served, ...]:

@@ -27,10 +27,10 @@ from pullback.flows import restore as flow
 from pullback.programs import qemu_nbd
 from pullback.testing.endpoints import nbdkit
 from pullback.units import KiB, MiB
-from stored import Stored, content_of, store
+from stored import JUNK as _JUNK
+from stored import Stored, content_of, loop_device, store
 
 SIZES = {"vda": 5 * MiB + 512, "vdb": 2 * MiB}
-_JUNK = 0xA5
 
 CONTENT = {target: content_of(size, seed) for seed, (target, size) in enumerate(SIZES.items())}
 
@@ -51,18 +51,6 @@ def restic(tmp_path_factory: pytest.TempPathFactory) -> Stored:
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RESTIC_PASSWORD", "secret")
     monkeypatch.setenv("PULLBACK_CACHE_DIR", str(tmp_path / "cli-cache"))
-
-
-@contextlib.contextmanager
-def loop_device(image: Path, size: int) -> Iterator[Path]:
-    """A block device full of junk; its image."""
-    image.write_bytes(bytes([_JUNK]) * size)
-    done = subprocess.run(["losetup", "-f", "--show", image], check=True, capture_output=True, text=True, timeout=20)
-    device = Path(done.stdout.strip())
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "-d", device], check=True, timeout=20)
 
 
 @contextlib.contextmanager
@@ -267,7 +255,7 @@ def test_a_larger_device_is_told(restic: Stored, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--to", "vda=/x/a", "--to", "/x"), "each target once"),
+        (("--to", "/y", "--to", "/x"), "each target once"),
         (("--to", "vda=/x/a", "--to", "vda=/x/b"), "each target once"),
         (("--to", "vda=/x/a", "--disk", "vda"), "leave --disk out"),
         (("--to", "vdz=/x/a"), "no disk 'vdz'"),

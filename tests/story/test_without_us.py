@@ -21,6 +21,7 @@ import pytest
 
 import kit
 import seaweed
+import swtpm
 from kit import MakeBox
 from pullback import repo, state
 from pullback.flows import backup as backup_flow
@@ -34,7 +35,7 @@ from pullback.units import GiB, KiB, MiB
 PAGE = (Path(__file__).parents[2] / "docs" / "without-us.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(r"<!-- run: ([\w]+) -->\n```sh\n(.*?)```", re.DOTALL)
 #: Names of groups of blocks, each with a test below.
-GROUPS = {"restic", "digest", "firmware", "mount", "s3", "dir"}
+GROUPS = {"restic", "digest", "firmware", "tpm", "mount", "s3", "dir"}
 OLD = "1f2e3d4c"
 BOOTED = "booted from the restore point"
 #: More than one segment; the last chunk is short.
@@ -269,3 +270,21 @@ def test_no_command_of_the_page_is_left_out() -> None:
     marked = _BLOCK.findall(PAGE)
     assert {name for name, _ in marked} == GROUPS
     assert PAGE.count("```") == 2 * len(marked)
+
+
+def test_restic_gives_back_the_state_of_the_tpm(make_box: MakeBox, tmp_path: Path) -> None:
+    box = make_box(qemu.Disk(id="vda", path=Path("a.qcow2")), kind="restic", start=False, size=MiB)
+    place = box.directory / "state-of-tpm"
+    place.mkdir()
+    with swtpm.alone("--tpmstate", f"dir={place}") as alone:
+        alone.keep(b"sealed")
+        alone.shutdown()
+    with swtpm.beside(place) as words:
+        box.extra = words
+        box.start()
+        box.backup()
+        box.quit()
+    world = World(box.directory, box.place)
+    assert "/tpm/tpm2-00.permall" in world.run(script("tpm"), {}, variables(world))
+    with swtpm.alone("--tpmstate", f"dir={box.directory / 'work' / 'tpm'}") as alone:
+        assert alone.kept(6) == b"sealed"

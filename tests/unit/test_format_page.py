@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from pullback.model import points
+from pullback.model import points, tpm
 from pullback.model.backups import Level
 from pullback.model.checkpoints import Mark
 from pullback.model.description import Description, FirmwareHeader, ImageAt, Kind
 from pullback.model.points import ImageFiles, Mode, Point, PointDisk, PointRef
+from pullback.model.tpm import Backend, TpmFileHeader, TpmHeader, Version
 from pullback.repo.digest import block_size_for, zero_hash
 from pullback.repo.restic import layout, lockfile, locking, packer, snapshots, trees
 from pullback.units import GiB, MiB, TiB
@@ -59,6 +60,12 @@ def point(files: ImageFiles | None = None) -> Point:
             kind=Kind.IMAGES, version="7.2", images=(ImageAt(target="vda", path="/srv/a.qcow2", format="qcow2"),)
         ),
         firmware=(FirmwareHeader(name="pflash1", writable=True, size=1, sha256="7d" * 32),),
+        tpm=TpmHeader(
+            version=Version.TPM_2_0,
+            backend=Backend.DIR,
+            encrypted=False,
+            files=(TpmFileHeader(name="tpm2-00.permall", size=1, sha256="7d" * 32),),
+        ),
     )
 
 
@@ -89,6 +96,8 @@ def parts() -> dict[str, set[str]]:
         "description": set(whole["description"]),
         "image": set(whole["description"]["images"][0]),
         "firmware": set(whole["firmware"][0]),
+        "tpm": set(whole["tpm"]),
+        "tpmfile": set(whole["tpm"]["files"][0]),
         "directory": set(both) - set(whole) | set(with_files) - set(disk),
     }
 
@@ -172,6 +181,9 @@ def test_the_snapshot_has_the_fields_of_the_table() -> None:
         f"| `minor` | {points.MINOR} |",
         layout.MANIFEST,
         f"+-- {layout.FIRMWARE}/",
+        f"+-- {layout.TPM}/",
+        f"`{tpm.SINGLE}`",
+        f"at most {tpm.MAX_FILE // MiB} MiB each",
     ],
 )
 def test_numbers_and_names_are_those_of_the_code(sentence: str) -> None:

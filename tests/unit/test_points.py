@@ -21,6 +21,7 @@ from pullback.model.checkpoints import Mark
 from pullback.model.description import Description, Firmware, Kind
 from pullback.model.points import ImageFiles, Mode, Point, PointDisk, PointRef
 from pullback.model.texts import MAX_TEXT, is_showable
+from pullback.model.tpm import Backend, TpmFile, TpmState, Version
 from pullback.repo import selection
 from pullback.repo.directory import layout
 
@@ -67,8 +68,18 @@ def point(*disks: PointDisk, **changes: object) -> Point:
 
 
 DESCRIPTION = Description(
-    kind=Kind.QEMU, program="/usr/bin/qemu-system-x86_64", argv=("qemu", "-name", "web01"), version="7.2.22"
+    kind=Kind.QEMU,
+    program="/usr/bin/qemu-system-x86_64",
+    argv=("qemu", "-name", "web01"),
+    version="7.2.22",
+    xml=("<a>", "</a>"),
 )
+TPM = TpmState(
+    version=Version.TPM_2_0,
+    backend=Backend.DIR,
+    encrypted=False,
+    files=(TpmFile(name="tpm2-00.permall", data=b"state"), TpmFile(name="tpm2-00.volatilestate", data=b"more")),
+).header
 FIRMWARE = [Firmware(name=name, writable=True, data=name.encode()).header for name in ("pflash0", "pflash1")]
 
 
@@ -76,9 +87,9 @@ def decode(data: bytes) -> Point:
     return points.decode(data, name="p")
 
 
-def changed(change: Callable[[dict[str, object]], object], *, sign: bool = True) -> bytes:
+def changed(change: Callable[[dict[str, object]], object], whole: Point | None = None, *, sign: bool = True) -> bytes:
     """A manifest after `change`, with a right checksum if `sign`."""
-    body = json.loads(points.encode(point()))
+    body = json.loads(points.encode(whole or point()))
     change(body)
     if sign:
         body["sha256"] = points._checksum(body)
@@ -123,6 +134,7 @@ def whole_points(draw: st.DrawFn) -> Point:
         tags=tuple(draw(st.lists(texts, max_size=3))),
         description=draw(st.none() | st.just(DESCRIPTION)),
         firmware=tuple(draw(st.lists(st.sampled_from(FIRMWARE), max_size=2, unique=True))),
+        tpm=draw(st.none() | st.just(TPM)),
     )
 
 
@@ -143,10 +155,21 @@ def test_a_point_in_restic_s_format_reads_back_without_its_tags_which_the_snapsh
 def test_a_manifest_of_the_first_minor_version_is_read() -> None:
     def older(body: dict[str, object]) -> None:
         body["minor"] = 0
-        for key in ("host", "milliseconds", "tags", "description", "firmware"):
+        for key in ("host", "milliseconds", "tags", "description", "firmware", "tpm"):
             del body[key]
 
     assert decode(changed(older)) == point()
+
+
+def test_a_manifest_of_the_second_minor_version_is_read() -> None:
+    described = replace(point(), description=Description(kind=Kind.QEMU, argv=("qemu",), version="7.2"))
+
+    def older(body: dict[str, object]) -> None:
+        body["minor"] = 1
+        del body["tpm"]
+        del body["description"]["xml"]  # type: ignore[attr-defined]
+
+    assert decode(changed(older, described)) == described
 
 
 def test_a_manifest_is_text_with_a_checksum_that_others_can_compute() -> None:
@@ -301,7 +324,7 @@ def test_a_later_format_is_refused_by_name() -> None:
 
 def test_unknown_keys_of_a_later_minor_version_are_passed_over() -> None:
     def later(body: dict[str, object]) -> None:
-        body.update(minor=2, surplus={"x": 1})
+        body.update(minor=points.MINOR + 1, surplus={"x": 1})
         body["disks"][0].update(surplus=[1])  # type: ignore[index]
 
     assert decode(changed(later)) == point()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pullback.cli import repositorydocuments
+from pullback.cli import bootingdocuments, lookingdocuments, repositorydocuments, rollbackdocuments, servingdocuments
 from pullback.cli.schema import MACHINE as _MACHINE
 from pullback.cli.schema import MODES as _MODES
 from pullback.cli.schema import NOTES as _NOTES
@@ -18,10 +18,12 @@ _EVENT = (
         "kind",
         T,
         "what happened: job-started, job-progress, job-threshold, job-completed, job-failed, snapshot-created, "
-        "snapshot-deleted, export-started, export-stopped, checkpoint-created, checkpoint-deleted, busy, machine-gone",
+        "snapshot-deleted, export-started, export-stopped, checkpoint-created, checkpoint-deleted, busy, machine-gone; "
+        "of a restore point that is read by others: point-damaged, point-away, point-back, point-notice; of a machine "
+        "that is booted from one: machine-started, machine-ready",
     ),
     Field("at", T, "when it was seen, UTC, ISO 8601"),
-    Field("subject", T, "id of a job, name of a snapshot, export or checkpoint, or `machine`"),
+    Field("subject", T, "id of a job, name of a snapshot, export or checkpoint, target of a disk, or `machine`"),
     Field("facts", Kind.MAP, "more of it"),
 )
 
@@ -42,7 +44,7 @@ COMMON = {
         ),
     ),
     "event": Document(
-        "Something that happened (`events --follow`)",
+        "Something that happened (`events --follow`, `serve`, `mount`, `boot`)",
         (Field("type", T, "`event`", words=("event",)), *_EVENT),
     ),
     "error": Document(
@@ -112,12 +114,24 @@ _DESCRIPTION = (
         "of a machine that was off",
         (_TARGET, Field("path", T, "its file"), Field("format", T, "its format")),
     ),
+    Field("xml", Kind.TEXTS, "the lines of libvirt's XML, of a machine that libvirt manages"),
 )
 _FIRMWARE = (
     Field("name", T, "its target: pflash0, pflash1"),
     Field("writable", F, "the machine keeps variables in it"),
     Field("size", I, "bytes"),
     Field("sha256", T, "of its bytes, hex"),
+)
+_TPM = (
+    Field("version", T, "of the TPM", words=("1.2", "2.0")),
+    Field("backend", T, "how swtpm keeps it", words=("dir", "file")),
+    Field("encrypted", F, "swtpm encrypts it with a key of its own"),
+    Field(
+        "files",
+        Kind.OBJECTS,
+        "swtpm's files",
+        (Field("name", T, "its name"), Field("size", I, "bytes"), Field("sha256", T, "of its bytes, hex")),
+    ),
 )
 _POINT = (
     Field("id", T, "the restore point's id"),
@@ -136,6 +150,7 @@ _POINT = (
     Field("tags", Kind.TEXTS, "the user's words for it"),
     Field("description", Kind.OBJECT, "how the machine was started", _DESCRIPTION, optional=True),
     Field("firmware", Kind.OBJECTS, "its firmware devices", _FIRMWARE),
+    Field("tpm", Kind.OBJECT, "the state of its TPM", _TPM, optional=True),
 )
 _BITMAP = (
     Field("name", T, "its name"),
@@ -430,7 +445,7 @@ RESULTS: dict[str, tuple[Document, ...]] = {
                 "each disk",
                 (
                     _TARGET,
-                    Field("path", T, "the file or block device, or the server's URI"),
+                    Field("path", T, "the file or block device, the server's URI, or the machine's disk"),
                     Field("format", T, "raw or qcow2"),
                     Field("size", I, "bytes"),
                     Field("read", I, "bytes read from the repository"),
@@ -438,6 +453,21 @@ RESULTS: dict[str, tuple[Document, ...]] = {
                     Field("checked", F, "was it read back and compared?"),
                 ),
             ),
+            Field("files", Kind.TEXTS, "files of what the machine was besides its disks"),
+            Field(
+                "copy",
+                Kind.OBJECT,
+                "who a copy is (`--as`)",
+                (Field("name", T, "its name"), Field("uuid", T, "its uuid")),
+                optional=True,
+            ),
+            Field(
+                "macs",
+                Kind.OBJECTS,
+                "addresses of a copy's network cards",
+                (Field("old", T, "the original's; null: QEMU's own", optional=True), Field("new", T, "the copy's")),
+            ),
+            Field("notes", Kind.TEXTS, "sentences for people"),
         ),
     ),
     "verify": (
@@ -736,5 +766,9 @@ RESULTS: dict[str, tuple[Document, ...]] = {
     ),
     "job pause": (_result("job pause", "It rests", *_PAUSED),),
     "job resume": (_result("job resume", "It goes on", *_PAUSED),),
+    **bootingdocuments.RESULTS,
     **repositorydocuments.RESULTS,
+    **lookingdocuments.RESULTS,
+    **rollbackdocuments.RESULTS,
+    **servingdocuments.RESULTS,
 }

@@ -285,6 +285,92 @@ def _points() -> Iterator[Mishap]:
     yield Mishap("A restore point that is damaged", errors.VerificationFailed(point="ID", problem="PROBLEM"))
 
 
+def _looking() -> Iterator[Mishap]:
+    yield Mishap(
+        "`files get` without a path",
+        errors.UsageError(problem="Say which file or directory: vda1:/etc/hosts, or /etc/hosts"),
+    )
+    yield Mishap(
+        "A partition that the restore point does not have",
+        errors.UnknownVolume(volume="vda9", point="ID", known="vda, vdb"),
+    )
+    yield Mishap(
+        "A disk without a file system",
+        errors.VolumeUnreadable(volume="vdb", reason="nothing that is known"),
+    )
+    yield Mishap(
+        "A path without a volume, where no file system tells its place",
+        errors.NoRoot(path="/etc/hosts", point="ID", reason="no file system has an /etc/fstab"),
+    )
+    yield Mishap(
+        "`prove --newest` without `--all`",
+        errors.UsageError(problem="--newest goes with --all; without both, the newest point is `latest`"),
+    )
+
+
+def _booting() -> Iterator[Mishap]:
+    yield Mishap(
+        "A file where the disk of a machine that is booted would be",
+        errors.DestinationUnusable(
+            place="FILE", target="vda", reason="it exists already", way_out="Name another directory with --to."
+        ),
+    )
+    yield Mishap(
+        "A machine that had more memory than this host has",
+        errors.NotEnoughMemory(machine="web01", wanted="60.0 TiB", free="FREE"),
+    )
+    yield Mishap(
+        "A network that does not exist",
+        errors.UsageError(problem="'lan' is no network; there are none, isolated, user and bridge=NAME"),
+    )
+    yield Mishap(
+        "A machine that is booted already, by a command that is at it",
+        errors.BusyError(what="DIR", holder="boot, process PID, since TIME"),
+    )
+
+
+def _rolling_back() -> Iterator[Mishap]:
+    yield Mishap(
+        "A disk that has another size than the restore point's",
+        errors.DisksDiffer(machine="web01", point="ID", problem="vda has 9437184 bytes, and had 8388608 then"),
+    )
+    yield Mishap(
+        "A machine that has a disk which the restore point does not have",
+        errors.DisksDiffer(
+            machine="web01",
+            point="ID",
+            problem="the restore point does not have its disk vdb",
+            way_out="Name the disks that are to be rolled back with --disk; the others are left as they are.",
+        ),
+    )
+    yield Mishap(
+        "A QEMU that ends when it is reset",
+        errors.Unsupported(
+            what="rolling back",
+            reason="the machine must be reset for it, and this QEMU ends at a reset (-no-reboot)",
+            way_out="With --after quit it is rolled back, and then ended.",
+        ),
+    )
+    yield Mishap(
+        "Too little room for what is to be written",
+        errors.StagingSpace(path="DIR", free="4.00 MiB", needed="NEEDED"),
+    )
+    yield Mishap(
+        "An image that cannot be written while it is rolled back",
+        errors.RollbackUnfinished(
+            machine="web01", point="ID", reason="There is no room left for disk vda", command="COMMAND"
+        ),
+    )
+    yield Mishap(
+        "Any command on disks that are half rolled back",
+        errors.RollbackPending(machine="web01", point="ID", command="COMMAND"),
+    )
+    yield Mishap(
+        "A journal of a rollback that was damaged",
+        errors.JournalDamaged(path="FILE", problem="PROBLEM"),
+    )
+
+
 #: Where things go wrong -> what, in the order of the page.
 MISHAPS: dict[str, tuple[Mishap, ...]] = {
     "Reaching the machine": tuple(_monitor()),
@@ -295,6 +381,9 @@ MISHAPS: dict[str, tuple[Mishap, ...]] = {
     "The repository": tuple(_repository()),
     "Passwords and buckets": tuple(_stores()),
     "Restore points, and where they go": tuple(_points()),
+    "Files of restore points, and proofs": tuple(_looking()),
+    "Rolling back": tuple(_rolling_back()),
+    "Machines that are booted": tuple(_booting()),
 }
 
 

@@ -50,13 +50,6 @@ _As = Annotated[
         "--as", metavar="EXPORT", help="The export's name, of one disk; without it TARGET or TARGET-SNAPSHOT."
     ),
 ]
-_Listen = Annotated[
-    str | None, typer.Option("--listen", metavar="HOST[:PORT]", help="Serve on TCP; without a port, on a free one.")
-]
-_Socket = Annotated[
-    Path | None,
-    typer.Option("--socket", metavar="PATH", help="Serve on this unix socket; without it, on a private one."),
-]
 
 
 # -- start -----------------------------------------------------------------------------------
@@ -72,8 +65,8 @@ def start(
     all_checkpoints: _All = False,
     writable: _Writable = False,
     export_name: _As = None,
-    listen: _Listen = None,
-    socket: _Socket = None,
+    listen: options.ListenOn = None,
+    socket: options.SocketAt = None,
     tls_x509: options.TlsX509 = None,
     tls_psk: options.TlsPsk = None,
     insecure: options.Insecure = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -18,6 +19,7 @@ from pullback.model.exports import Tls, TlsKind
 if TYPE_CHECKING:
     from pullback.flows.exports import Access
     from pullback.flows.snapshots import How
+    from pullback.flows.servants import Trouble
     from pullback.flows.staying import At, Thing
     from pullback.model.exports import Served
 
@@ -88,6 +90,43 @@ def stay(place: At, thing: Thing[T], output: Output, *, told: Callable[[T], None
 def print_end(reason: str, output: Output) -> None:
     """Why something was over before it was ended."""
     output.note(f"it is over: {reason}")
+
+
+def tell_trouble(trouble: Trouble, output: Output) -> None:
+    """What happened while a restore point is read by others: a JSON event, or a sentence on standard error."""
+    if not output.json:
+        output.note(f"{moment(trouble.at)}  {trouble.message}")
+        return
+    facts: dict[str, object] = {"message": trouble.message}
+    if trouble.extent is not None:
+        facts |= {"start": trouble.extent.start, "length": trouble.extent.length, "reason": trouble.reason}
+    output.event(
+        {
+            "kind": f"point-{trouble.kind}",
+            "at": trouble.at.isoformat(),
+            "subject": trouble.target or "repository",
+            "facts": facts,
+        },
+        trouble.message,
+    )
+
+
+def cache_size(text: str | None) -> int:
+    """Bytes to keep of what was decoded."""
+    from pullback.flows import serving
+    from pullback.units import format_size, parse_size
+
+    size = parse_size(text) if text else serving.CACHE
+    if size < serving.LEAST_CACHE:
+        raise errors.UsageError(problem=f"--cache needs {format_size(serving.LEAST_CACHE)} at least")
+    return size
+
+
+def use_up() -> None:
+    """The cancellation of this task has done what it was for."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
 
 
 # -- exports ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import typer
 
 from pullback.cli import (
     backup,
+    boot,
     checkpoint,
     completion,
     copy,
@@ -16,14 +17,19 @@ from pullback.cli import (
     doctor,
     events,
     export,
+    files,
     forget,
     job,
     key,
     machines,
+    mount,
     overlay,
     points,
+    prove,
     repository,
     restore,
+    rollback,
+    serve,
     show,
     snapshot,
     verify,
@@ -44,6 +50,12 @@ app.command("backup")(backup.backup)
 app.command("list")(points.listing)
 app.command("show")(show.show)
 app.command("restore")(restore.restore)
+app.command("rollback")(rollback.rollback)
+app.command("boot")(boot.boot)
+app.command("serve")(serve.serve)
+app.command("mount")(mount.mount)
+app.command("files")(files.files)
+app.command("prove")(prove.prove)
 app.command("verify")(verify.verify)
 app.command("diff")(diff.diff)
 app.command("forget")(forget.forget)

@@ -33,6 +33,14 @@ Point = Annotated[
         help="An id, the start of one, 'latest', or a date in local time (the last point not after it).",
     ),
 ]
+#: Where another argument follows.
+PointFirst = Annotated[
+    str,
+    typer.Argument(
+        metavar="POINT",
+        help="An id, the start of one, 'latest', or a date in local time (the last point not after it).",
+    ),
+]
 _REPOSITORY_HELP = (
     "Where restore points are kept: a repository in restic's format (/path, s3:https://host/bucket/prefix), a plain "
     "directory of images (dir:/path), or a configured name. Without it: PULLBACK_REPOSITORY, RESTIC_REPOSITORY, or "
@@ -147,6 +155,23 @@ MaxConnections = Annotated[
         help="So many clients at a time; counts where this starts the server.",
     ),
 ]
+ListenOn = Annotated[
+    str | None, typer.Option("--listen", metavar="HOST[:PORT]", help="Serve on TCP; without a port, on a free one.")
+]
+SocketAt = Annotated[
+    Path | None,
+    typer.Option("--socket", metavar="PATH", help="Serve on this unix socket; without it, on a private one."),
+]
+Patient = Annotated[
+    bool,
+    typer.Option(
+        "--patient", help="Readers wait for a repository that is away, instead of getting I/O errors after a time."
+    ),
+]
+CacheSize = Annotated[
+    str | None,
+    typer.Option("--cache", metavar="SIZE", help="Keep so much of what was decoded, for all disks (otherwise 256M)."),
+]
 AsXml = Annotated[bool, typer.Option("--xml", help="As XML, with nothing left open.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Go on, and print what is new, until it is over.")]
 Interval = Annotated[
@@ -175,6 +200,45 @@ NewPasswordFile = Annotated[
     typer.Option(
         "--new-password-file", metavar="FILE", help="The file that holds the new password; without it, you are asked."
     ),
+]
+MachineNetwork = Annotated[
+    str,
+    typer.Option(
+        "--network",
+        metavar="none|isolated|user|bridge=NAME",
+        help="What its network cards are connected to: none; isolated (addresses, but no way out); user (through this "
+        "host, nobody reaches it); or a bridge of this host.",
+    ),
+]
+MachineMemory = Annotated[
+    str | None, typer.Option("--memory", metavar="SIZE", help="Its memory here (2G), instead of what it had.")
+]
+MachineCpus = Annotated[
+    int | None,
+    typer.Option("--cpus", metavar="N", min=1, max=4096, help="Its processors here, instead of those that it had."),
+]
+Accelerator = Annotated[
+    str | None,
+    typer.Option("--accel", metavar="kvm|tcg", help="How its processors run; without it, KVM where it is real."),
+]
+PlainHardware = Annotated[
+    bool,
+    typer.Option("--plain", help="Devices that every QEMU has, where it does not start with those that it had."),
+]
+FirmwareFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--firmware", metavar="FILE", help="Firmware to start it with (-bios), where the restore point has none."
+    ),
+]
+KernelFile = Annotated[
+    Path | None,
+    typer.Option("--kernel", metavar="FILE", help="A kernel to start it with, for a machine that had one of the host."),
+]
+InitrdFile = Annotated[Path | None, typer.Option("--initrd", metavar="FILE", help="The initramfs of that kernel.")]
+KernelWords = Annotated[
+    str | None,
+    typer.Option("--append", metavar="WORDS", help="The command line of that kernel, instead of the saved one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress and no summary.")]

@@ -166,16 +166,105 @@ pullback show -r dir:/srv/backup
 pullback show latest -r dir:/srv/backup --json
 ```
 """,
+    "files": """\
+A small machine of ours reads the disks: a kernel and a few programs from the distribution's packages, which it needs
+once (in /var/cache/pullback/guest, or in the user's cache). It has no network, and no device but the disks, through
+overlays that are thrown away; journals of file systems are replayed there. It knows ext2 to ext4, XFS, btrfs, FAT,
+exFAT, NTFS, ISO 9660, and logical volumes. What it says is checked: a name cannot lead out of the place where files are
+written, and links that lead out, device nodes, pipes and sockets are left out. See [files.md](files.md).
+
+```sh
+pullback files latest -r /srv/backup
+pullback files latest ls vda2:/etc -r /srv/backup
+pullback files latest get /etc/hosts -r /srv/backup
+pullback files latest get vg0/home:/home/ada --to ada.tar -r /srv/backup --machine web01
+pullback files 2026-11-20 get /var/lib/app/app.db --to - -r /srv/backup | sha256sum
+```
+""",
+    "prove": """The machine is made again as the restore point describes it, without a network, on disks that are thrown away. It is
+proven when all is seen that was asked for. Without `--agent`, `--console-text`, `--run` and `--still-running` it is
+chosen by what the machine had, and said. A screenshot, the console and the figures are written to a new directory:
+`report.html`, `report.json`, `screen.png`, `console.log`. If one does not come up, the exit code is 13. With `--all`, a
+restore point that cannot be tried does not keep the others from it. See [prove.md](prove.md).
+
+```sh
+pullback prove latest -r /srv/backup --machine web01
+pullback prove latest -r /srv/backup --run 'systemctl is-system-running --wait' --fsck
+pullback prove --all --newest -r /srv/backup --quiet
+```
+""",
     "restore": """\
 Each disk becomes one file, `DIR/TARGET.raw` or `DIR/TARGET.qcow2`, or goes where `--to TARGET=PLACE` says: a file, a
-block device, an NBD server. See [restore.md](restore.md). A file, of mode 0600, gets its name when it is whole, durable
-and proven; if a block is not what was stored, the file is removed and the exit code is 13. Zeroes become holes.
+block device, an NBD server; or all go to the disks of another machine that does not run. See [restore.md](restore.md).
+A file, of mode 0600, gets its name when it is whole, durable and proven; if a block is not what was stored, the file is
+removed and the exit code is 13. Zeroes become holes.
+
+With all disks, a directory also gets what the machine was besides: its firmware's variables, the state of its TPM, and
+how it was started, with the new paths. `--as NAME` makes that a copy that can run beside the original.
 
 <!-- run -->
 ```sh
 pullback restore -r dir:/srv/backup --to /srv/restored --disk vda
 pullback restore latest -r dir:/srv/backup --to /srv/restored --format qcow2
 pullback restore -r dir:/srv/backup --to vda=/srv/web01.qcow2 --check
+pullback restore -r dir:/srv/backup --to /srv/web02 --as web02
+```
+""",
+    "rollback": """\
+The machine is stopped and reset, its disks are written where they are, and it runs again from its beginning: a guest
+sees what it would after its power was cut. `--after held` leaves it standing still, `--after quit` ends QEMU. First a
+restore point of the machine as it is is made in the same repository, unless `--no-safety` says otherwise; `latest`
+never means such a one. Only chunks that differ are written, and the running bitmaps notice it, so the next backup is an
+increment. A disk that had another size then is refused, and so is a machine with other disks, unless `--disk` names
+those that are meant.
+
+What is to be written is kept in the state directory first (`--staging`: elsewhere). Interrupted before it writes, the
+command leaves the disks as they were. Interrupted later, the same command finishes it, also without the repository;
+until then every other command on these disks is refused (exit code 11). See [rollback.md](rollback.md).
+
+```sh
+pullback rollback qmp:/run/web01-pullback.sock -r /srv/backup --dry-run
+pullback rollback qmp:/run/web01-pullback.sock 2026-11-24T06:00 -r /srv/backup
+pullback rollback images:vda=/srv/web01.qcow2 1f2e3d4c --name web01 -r /srv/backup
+```
+""",
+    "boot": """\
+The machine starts within seconds, whatever the size of its disks: what it reads comes from the restore point, what it
+writes goes to overlays in `--to`. Meanwhile the overlays are filled. When they hold all, they are whole images, the
+repository is not needed any more, and the command ends; the machine runs on.
+
+What was saved of its hardware is made anew by an allow-list; what is left out is told. Its network cards are connected
+to nothing unless `--network` says so, because the original may still run. If the repository goes away, reads wait. When
+this command ends early (Ctrl-C, SIGTERM, SIGKILL), the machine stays, its reads wait, and the same command goes on; one
+that was shut down is filled all the same. Exit code 13: damaged ranges; the machine gets I/O errors just there. See
+[boot.md](boot.md).
+
+```sh
+pullback boot -r /srv/backup --machine web01 --to /var/lib/vms/web01 --network bridge=br0 --detach
+pullback boot latest -r dir:/srv/backup --to /var/lib/vms/test --as web01-test --memory 2G
+```
+""",
+    "serve": """\
+Each disk is an NBD export with its target as name. Without options the server listens on a private unix socket that
+only this user can reach; on TCP it wants TLS, with the client proven too, or `--insecure`. Every block is compared with
+its hash before it is handed out. One that is damaged gives an I/O error, just there, and is told on standard error (an
+`event` with `--json`); all else is served on. See [serve.md](serve.md).
+
+```sh
+pullback serve -r /srv/backup
+pullback serve 1f2e3d4c -r /srv/backup --disk vda --socket /run/vda.sock
+pullback serve -r /srv/backup --copy-on-write --overlay /srv/try-out
+pullback serve -r /srv/backup --listen 0.0.0.0:10809 --tls-x509 /etc/pullback/tls
+```
+""",
+    "mount": """\
+`DIR/TARGET.raw` is a disk, `DIR/pflash1.fd` a firmware device, `DIR/point.json` what the restore point says of itself.
+They can be read by this user alone. A damaged block gives an I/O error, just there. See [serve.md](serve.md).
+
+```sh
+pullback mount latest /mnt/web01 -r /srv/backup
+fdisk -l /mnt/web01/vda.raw
+fusermount3 -u /mnt/web01
 ```
 """,
     "verify": """\

@@ -108,7 +108,7 @@ def _disk_lines(disk: PointDisk) -> list[str]:
 
 
 def _machine_lines(point: Point) -> list[str]:
-    """How the machine was started, and its firmware."""
+    """How the machine was started, its firmware and its TPM."""
     import shlex
 
     from pullback.units import format_size
@@ -122,6 +122,9 @@ def _machine_lines(point: Point) -> list[str]:
     for device in point.firmware:
         kind = "variables" if device.writable else "code"
         lines.append(f"  firmware {device.name}: {format_size(device.size)} of {kind}, SHA-256 {device.sha256}")
+    if (tpm := point.tpm) is not None:
+        sealed = ", encrypted with a key that is not in it" if tpm.encrypted else ""
+        lines.append(f"  TPM {tpm.version}: {format_size(sum(file.size for file in tpm.files))} of state{sealed}")
     return lines
 
 

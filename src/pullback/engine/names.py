@@ -53,6 +53,11 @@ class Names:
         return self._name("dirty")
 
     @property
+    def copied(self) -> str:
+        """The bitmap of scratch: what was copied there."""
+        return self._name("copied")
+
+    @property
     def push(self) -> str:
         """The job that copies to a destination."""
         return self._name("push")
@@ -82,13 +87,23 @@ class Names:
         """The image without data that keeps a raw destination sparse."""
         return self._name("meta")
 
+    @property
+    def hold(self) -> str:
+        """What a disk that is rolled back has in its place."""
+        return self._name("hold")
+
+    @property
+    def reference(self) -> str:
+        """A node over the root of such a disk: keeps it from vanishing, and tells which it is."""
+        return self._name("ref")
+
     def export(self, what: str) -> str:
         """Id of an export."""
         return self._name(what)
 
 
 #: Roles of nodes, in the order in which they can be removed.
-REMOVAL = ("dst", "src", "snap", "cbw", "scr", "map")
+REMOVAL = ("dst", "src", "snap", "cbw", "scr", "map", "hold", "ref")
 
 
 def role(name: str, job: str) -> str:

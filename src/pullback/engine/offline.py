@@ -21,7 +21,9 @@ from pullback.engine import (
     exports,
     imagelock,
     images,
+    interrupted,
     offline_overlay,
+    offline_swap,
     pause,
     push,
     pushing,
@@ -42,8 +44,11 @@ from pullback.model.disks import Disk
 from pullback.model.exports import Export, Listen, NbdAddress, Served
 from pullback.model.overlays import Advance, Committed, NewOverlay, Overlay
 from pullback.model.pushing import PushProgress, PushRequest, pushed
+from pullback.model.rollbacks import HoldRequest, Journal
 from pullback.model.snapshots import ExportWish, OpenSnapshot, Wanted
+from pullback.model.tpm import TpmState
 from pullback.model.tracking import Begun, ChangeMap, Doomed, NewBitmap, Union
+from pullback.state import rollbacks
 
 #: How long cleaning up may take before we give the terminal back (SIGTERM: 10 s in all).
 _CLEAN_SECONDS = 9.0
@@ -59,13 +64,15 @@ async def connect(
     command: str,
     name: str | None = None,
     anonymous: bool = False,
+    finishing: bool = False,
 ) -> AsyncIterator[OfflineMachine]:
     """The machine that has these images, locked for us and against every start of it.
 
-    `name` is what it is called in repositories; `anonymous` lets it pass without one.
+    `name` is what it is called in repositories; `anonymous` lets it pass without one; `finishing` lets images
+    pass that are half rolled back.
 
     Raises `ImagesUnnamed`, `BusyError` (another pullback, or a QEMU that has an image open),
-    `ImageUnusable`, `PermissionDenied`.
+    `ImageUnusable`, `PermissionDenied`, `RollbackPending`.
     """
     if name is None and not anonymous:
         raise errors.ImagesUnnamed()
@@ -74,6 +81,8 @@ async def connect(
         _lock(held, wanted, directories, command, identity)
         cleared = _forget_dead(directories, identity)
         found = await asyncio.to_thread(images.inspect, wanted.images)
+        pending = interrupted.of_images(found, directories, identity, finishing=finishing)
+        rollbacks.sweep(directories.state)
         quiet = sorted({path.resolve() for image in found for path in image.quiet()})
         locks = {path: held.enter_context(imagelock.unwritten(path)) for path in quiet}
         job = held.enter_context(_job(directories, identity, command))
@@ -81,6 +90,7 @@ async def connect(
             await _require_same(found, wanted)
             version = capabilities.version_text(await storage.qmp.execute("query-version"))
             found_machine = OfflineMachine(storage, job, identity, version, cleared, locks)
+            found_machine.interrupted = pending
             try:
                 yield found_machine
             except BaseException as error:
@@ -144,7 +154,10 @@ class OfflineMachine:
         self._name = name
         self._version = version
         self._cleared = tuple(cleared)
+        self._locks = locks
         self._lending = Lending(storage, job, locks)
+        #: The rollback of its disks that is to be finished.
+        self.interrupted: Journal | None = None
 
     @property
     def name(self) -> str:
@@ -251,6 +264,14 @@ class OfflineMachine:
     async def conclude_push(self, snapshot: OpenSnapshot) -> None:
         """All is copied: make backups of it."""
         await pause.uninterrupted(self._lending.conclude_push(snapshot))
+
+    async def require_holdable(self, request: HoldRequest) -> None:
+        """Raise what `hold` would, as far as it can be known."""
+        offline_swap.require_holdable(self._storage, request)
+
+    def hold(self, request: HoldRequest) -> AbstractAsyncContextManager[offline_swap.OfflineHeld]:
+        """Open images for writing, and export them."""
+        return offline_swap.held(self._storage, self._job, self._locks, request)
 
     async def serve(self, wishes: Sequence[ExportWish], listen: Listen) -> tuple[Served, ...]:
         """Export snapshots and disks: all of them, or none."""
@@ -371,6 +392,10 @@ class OfflineSnapshot:
     async def firmware(self) -> tuple[tuple[Firmware, ...], tuple[str, ...]]:
         """None: firmware is a thing of the machine, and it is off."""
         return (), ()
+
+    async def tpm(self) -> tuple[TpmState | None, tuple[str, ...]]:
+        """None, for the same reason."""
+        return None, ()
 
     def keep(self) -> None:
         """The backup is safe."""

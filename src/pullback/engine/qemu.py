@@ -20,6 +20,7 @@ from pullback.engine import (
     ending,
     fleece,
     graph,
+    interrupted,
     jobs,
     keeper,
     monitor,
@@ -32,12 +33,14 @@ from pullback.engine import (
     replies,
     scratch,
     serving,
+    swap,
+    tpm,
     tracking,
     transaction,
 )
 from pullback.engine import exports as block_exports
 from pullback.engine import sweep as sweeping
-from pullback.engine.guard import Guard
+from pullback.engine.guard import Guard, guarding
 from pullback.engine.quiesce import Quiescer
 from pullback.engine.undoing import despite
 from pullback.model import checkpoints
@@ -48,9 +51,11 @@ from pullback.model.disks import Disk
 from pullback.model.exports import Listen, Served, ServerAddress
 from pullback.model.overlays import Advance, Committed, NewOverlay, Overlay
 from pullback.model.pushing import Pushed, PushProgress, PushRequest
+from pullback.model.rollbacks import HoldRequest, Journal, Phase
 from pullback.model.snapshots import ExportWish, Kind, OpenSnapshot, Wanted
+from pullback.model.tpm import TpmState
 from pullback.model.tracking import Begun, ChangeMap, Doomed, NewBitmap, Union
-from pullback.state import history
+from pullback.state import history, rollbacks
 from pullback.state.serving import Register
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
@@ -62,14 +67,21 @@ _CLEAN_PUSH_SECONDS = 30.0
 
 @asynccontextmanager
 async def connect(
-    socket: Path, directories: state.Directories, *, command: str, name: str | None = None, anonymous: bool = False
+    socket: Path,
+    directories: state.Directories,
+    *,
+    command: str,
+    name: str | None = None,
+    anonymous: bool = False,
+    finishing: bool = False,
 ) -> AsyncIterator[QemuMachine]:
     """The machine behind a QMP socket, locked for us, with what dead jobs left in it removed.
 
-    `name` is used instead of QEMU's own; `anonymous` lets a machine without any pass.
+    `name` is used instead of QEMU's own; `anonymous` lets a machine without any pass; `finishing` one whose
+    disks are half rolled back.
 
     Raises `BusyError` if another pullback works on it, the monitor's errors, `MachineUnnamed`,
-    `ForeignManager`.
+    `ForeignManager`, `RollbackPending`.
     """
     socket = socket.absolute()
     with ExitStack() as locks:
@@ -81,8 +93,9 @@ async def connect(
             identity = name or await identity_of(qmp, socket if anonymous else None)
             locks.enter_context(state.lock(directories, f"machine {identity}", command=command, title=identity))
             found = QemuMachine(qmp, directories, identity, command)
+            found.interrupted = await interrupted.of_qemu(qmp, directories, identity, finishing=finishing)
             serving.forget_dead(Register(directories.state, identity))
-            found.cleared = await _recover(qmp, directories, identity)
+            found.cleared = await _recover(qmp, directories, identity, _unfinished(found.interrupted))
             found.can = await capabilities.discover(qmp, directories.cache)
             yield found
 
@@ -120,8 +133,15 @@ async def identity_of(qmp: monitor.Monitor, instead: Path | None) -> str:
     return str(instead)
 
 
-async def _recover(qmp: monitor.Monitor, directories: state.Directories, identity: str) -> list[str]:
-    """Remove what dead jobs left in this QEMU and on disk; gives their ids."""
+def _unfinished(journal: Journal | None) -> Journal | None:
+    """One that has only to give the disks back is cleared away like any other dead job."""
+    return journal if journal is not None and journal.phase is Phase.WRITING else None
+
+
+async def _recover(
+    qmp: monitor.Monitor, directories: state.Directories, identity: str, pending: Journal | None
+) -> list[str]:
+    """Remove what dead jobs left in this QEMU and on disk; gives their ids. That of `pending` is left alone."""
     found = state.jobs_of(directories, socket=qmp.socket, machine=identity)
     there = await recovery.strays(qmp)
     # A machine of the same name that runs elsewhere keeps what is its own.
@@ -133,11 +153,14 @@ async def _recover(qmp: monitor.Monitor, directories: state.Directories, identit
             left.append(
                 state.begin_job(directories, job=stray, socket=qmp.socket, machine=identity, command="recovery")
             )
+    if pending is not None:  # only the rollback itself goes on with that
+        left = [job for job in left if job.record.job != pending.job or job.record.qemu not in ("", qmp.process)]
     cleared = [job.record.job for job in left if await _cleared(qmp, job)]
     await serving.stop_unused(qmp, Register(directories.state, identity))
     for job in state.jobs_of(directories, socket=qmp.socket, machine=identity):
         if job.record.job in known and opened.needs_keeper(job):
             await keeper.ensure(job.path)
+    rollbacks.sweep(directories.state)
     return cleared
 
 
@@ -165,6 +188,8 @@ class QemuMachine:
         self.can: capabilities.Capabilities
         #: Ids of dead jobs that were cleared away when we connected.
         self.cleared: list[str] = []
+        #: The rollback of its disks that is to be finished.
+        self.interrupted: Journal | None = None
 
     @property
     def name(self) -> str:
@@ -393,6 +418,27 @@ class QemuMachine:
         disks_done = {one.target: {"done": one.done, "total": one.total} for one in found}
         history.save(self._directories.state, self.name, opened.ended(snapshot, error=failure, disks=disks_done))
 
+    async def require_holdable(self, request: HoldRequest) -> None:
+        """Raise what `hold` would, as far as it can be known."""
+        self._require_exports("a rollback")
+        await swap.require_holdable(self._qmp, request, has_graph=self.can.graph)
+
+    @asynccontextmanager
+    async def hold(self, request: HoldRequest) -> AsyncIterator[swap.QemuHeld]:
+        """Take disks from the guest, and export them for writing; goes on with what that job has done already."""
+        self._require_exports("a rollback")
+        found = state.jobs_of(self._directories, socket=self._qmp.socket, machine=self.name)
+        before = [job for job in found if (job.record.job, job.record.qemu) == (request.job, self._qmp.process)]
+        job = before[0] if before else self._begin(request.job)
+        async with guarding(job) if before else recovery.guarded(job) as watcher:
+            try:
+                async with swap.held(self._qmp, job, watcher, request) as held:
+                    yield held
+            except BaseException:
+                if not self._qmp.process_lives():
+                    recovery.forget(job)
+                raise
+
     async def serve(self, wishes: Sequence[ExportWish], listen: Listen) -> tuple[Served, ...]:
         """Export snapshots and disks: all of them, or none."""
         self._require_exports("an export")
@@ -568,6 +614,7 @@ class QemuSnapshot:
         self._context = context
         self._disks: tuple[Frozen, ...] = ()
         self._cut: fleece.Cut | None = None
+        self._tpm: tuple[TpmState | None, tuple[str, ...]] = None, ()
         self._kept = False
         self._closed = False
 
@@ -595,13 +642,19 @@ class QemuSnapshot:
         found, _ = await disks.find(context.monitor, has_graph=context.capabilities.graph)
         return await description.firmware(context.monitor, context.job, found, server=context.request.nbd_server)
 
+    async def tpm(self) -> tuple[TpmState | None, tuple[str, ...]]:
+        """The state that the TPM had at the instant."""
+        return self._tpm
+
     def keep(self) -> None:
         """The backup is safe."""
         self._kept = True
 
     async def freeze(self) -> None:
         """Make the snapshot."""
+        seen = await tpm.before(self._context.monitor)
         self._cut = await fleece.freeze(self._context)
+        self._tpm = await tpm.after(seen)
         self._disks = await fleece.publish(self._context, self._cut)
 
     async def last(self, wanted: Wanted, machine: str) -> OpenSnapshot:

@@ -8,13 +8,19 @@ from functools import partial
 from pathlib import Path
 
 from pullback import errors, state
-from pullback.engine import ending, graph, names, opened, pause, quiesce, replies, serving, sweep
+from pullback.engine import ending, graph, names, opened, pause, quiesce, replies, serving, swap, sweep
 from pullback.engine.guard import Guard, guarding
 from pullback.engine.monitor import Monitor, connect, process_lives
+from pullback.state import rollbacks
 
 
 async def recover(job: state.Job) -> None:
-    """Connect to the job's machine, continue it if the job had paused it, and remove what is left."""
+    """Connect to the job's machine, continue it if the job had paused it, and remove what is left.
+
+    Of a rollback that has begun to write, nothing: its machine must not run.
+    """
+    if swap.is_writing(job):
+        return
     async with connect(Path(job.record.socket)) as monitor:
         await clear(monitor, job)
 
@@ -24,6 +30,11 @@ async def clear(monitor: Monitor, job: state.Job) -> None:
     await pause.resume_if_ours(monitor, job)
     await quiesce.thaw_if_ours(job)
     if opened.lasting(job, monitor.process):
+        return
+    if await swap.holds(monitor, job):
+        await pause.uninterrupted(swap.clear(monitor, job))
+        job.remove()
+        rollbacks.sweep(job.path.parent.parent)
         return
     async with guarding(job) as guard:
         await pause.uninterrupted(ending.go_on(monitor, job, partial(pause.paused, monitor, job, guard)))

@@ -67,7 +67,7 @@ def check(directory: Path, disks: Iterable[Disk]) -> None:
 def judge(directory: Path, disks: Iterable[Disk]) -> None:
     """The same of a directory that is there; nothing is made."""
     kind = file_system(directory)
-    if kind not in _LOCAL:
+    if not is_local(kind):
         raise errors.ScratchUnsuitable(path=str(directory), reason=f"its file system {kind!r} is not a local one")
     room(directory, needed(disks))
 
@@ -96,6 +96,11 @@ def file_system(path: Path) -> str:
         if inside and len(point) >= len(best):
             best, kind = point, right.split()[0]
     return kind
+
+
+def is_local(kind: str) -> bool:
+    """Does a file system of that type depend on no other machine and on no user process?"""
+    return kind in _LOCAL
 
 
 async def watch(directory: Path, disks: Iterable[Disk]) -> None:

@@ -105,6 +105,18 @@ class DestinationFull(PullbackError):
 
 
 @dataclass(kw_only=True, eq=False)
+class NotEnoughMemory(PullbackError):
+    """A machine that is to start here had more memory than this host has free."""
+
+    code: ClassVar[str] = "not-enough-memory"
+    sentence: ClassVar[str] = "{machine} had {wanted} of memory, and this host has {free} free."
+    remedy: ClassVar[str | None] = "Say how much it is to have here: --memory."
+    machine: str
+    wanted: str
+    free: str
+
+
+@dataclass(kw_only=True, eq=False)
 class CannotWrite(PullbackError):
     """A file or directory of ours cannot be made or written."""
 

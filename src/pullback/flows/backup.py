@@ -38,6 +38,7 @@ from pullback.model import urls
 from pullback.model.backups import Fleecing, Frozen, Level, Quiescing, SnapshotRequest
 from pullback.model.description import FirmwareHeader
 from pullback.model.points import Mode, Point, PointDisk
+from pullback.model.tpm import TpmHeader
 from pullback.progress import Cancel, Progress, Silent
 from pullback.transfer import Piece, Zero, copy
 from pullback.transfer.copier import Work
@@ -152,16 +153,23 @@ def _machine(request: Request, command: str) -> contextlib.AbstractAsyncContextM
 
 async def backup(request: Request, progress: Progress | None = None) -> Report:
     """Make a restore point. Raises `PullbackError`s; then nothing was kept."""
-    begun = time.monotonic()
     async with (
         open_for(request.repository, request.access, writing=True) as repository,
         _machine(request, f"backup to {repository.name}") as machine,
     ):
-        await jobs.require_free(machine)
-        limiter = repo.Limiter(request.rate) if request.rate else None
-        async with entered(_writing(repository, machine.name, limiter)) as pending:
-            work = _Backup(request, machine, repository, pending, progress or Silent(), begun)
-            return await work.run()
+        return await back_up(request, repository, machine, progress)
+
+
+async def back_up(
+    request: Request, repository: repo.Repository, machine: Machine, progress: Progress | None = None
+) -> Report:
+    """The same for a repository and a machine that are open already."""
+    begun = time.monotonic()
+    await jobs.require_free(machine)
+    limiter = repo.Limiter(request.rate) if request.rate else None
+    async with entered(_writing(repository, machine.name, limiter)) as pending:
+        work = _Backup(request, machine, repository, pending, progress or Silent(), begun)
+        return await work.run()
 
 
 @contextlib.contextmanager
@@ -202,10 +210,11 @@ class _Backup:
         async with self._machine.snapshot(snapshot_request) as snapshot:
             # At once: it is not frozen with the disks.
             firmware = await self._firmware(snapshot)
+            tpm = await self._tpm(snapshot)
             disks = await self._copy_all(snapshot, plans, snapshot_request)
             await snapshot.close()
             await blocking(self._pending.upload, cancel=self._cancel)
-            point = await uninterrupted(self._commit(snapshot, disks, firmware))
+            point = await uninterrupted(self._commit(snapshot, disks, firmware, tpm))
             await self._release(point)
         await blocking(partial(filling.tidy, self._repository), cancel=self._cancel)
         return self._report(point, snapshot, plans)
@@ -220,7 +229,7 @@ class _Backup:
         listing = await asyncio.to_thread(self._repository.listing, machine.name)
         await self._tell_damage(listing)
         plans = planning.plan(chosen, _of(self._repository, listing), request.level)
-        plans = tuple(map(_with_sight, plans))
+        plans = tuple(map(with_sight, plans))
         plans = tuple([await asyncio.to_thread(self._begin_disk, plan) for plan in plans])
         for plan in plans:
             if plan.wrecks:
@@ -353,8 +362,21 @@ class _Backup:
             await asyncio.to_thread(self._pending.keep_firmware, one)
         return tuple(one.header for one in found)
 
+    async def _tpm(self, snapshot: Snapshot) -> TpmHeader | None:
+        """Keep the state of the TPM."""
+        found, notes = await snapshot.tpm()
+        for note in notes:
+            self._note(note)
+        if found is not None:
+            await asyncio.to_thread(self._pending.keep_tpm, found)
+        return found.header if found is not None else None
+
     async def _commit(
-        self, snapshot: Snapshot, disks: tuple[PointDisk, ...], firmware: tuple[FirmwareHeader, ...]
+        self,
+        snapshot: Snapshot,
+        disks: tuple[PointDisk, ...],
+        firmware: tuple[FirmwareHeader, ...],
+        tpm: TpmHeader | None,
     ) -> Point:
         """The restore point becomes visible, and from then on its checkpoint is needed."""
         name = next((disk.mark.name for disk in disks if disk.mark), None)
@@ -375,6 +397,7 @@ class _Backup:
             tags=self._request.tags,
             description=await self._machine.describe(),
             firmware=firmware,
+            tpm=tpm,
         )
         committed = await asyncio.to_thread(self._pending.commit, point)
         snapshot.keep()
@@ -412,7 +435,7 @@ def _first_few(sentences: Sequence[str], what: str) -> Sequence[str]:
     return sentences if more <= 0 else [*sentences[:_DAMAGE_TOLD], f"{more} more {what}"]
 
 
-def _with_sight(plan: DiskPlan) -> DiskPlan:
+def with_sight(plan: DiskPlan) -> DiskPlan:
     """A raw disk that shrank and grew back shows only in the holes of its file: who cannot look reads it whole.
 
     QEMU may tell of data there still: it remembers what it saw before (7.2, its block status cache), and of
@@ -501,6 +524,8 @@ class _Copying:
             self._filled.when_durable(self._settled)
         with self._trims:
             self._trims.callback(self._end_trims)
+            if self._plan.whole:
+                self._source.expect_much()
             first = copy(
                 self._source,
                 self._filled.destination,

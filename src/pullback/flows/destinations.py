@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pullback import errors, state
+from pullback import errors, state, transfer
 from pullback.endpoint import Channel, Endpoint
 from pullback.engine import imagelock
 from pullback.extents import Extent, Mapped
 from pullback.model import urls
-from pullback.model.exports import NbdUri
+from pullback.model.exports import NbdAddress, NbdUri
 from pullback.programs import qemu_img, qemu_nbd
 from pullback.progress import Cancel
 from pullback.transfer import FileEndpoint, NbdEndpoint
@@ -119,8 +119,8 @@ class Output:
     size: int
     #: What messages call the place.
     name: str
-    #: An NBD URI, or a path (symbolic links followed).
-    place: NbdUri | Path
+    #: An NBD server, or a path (symbolic links followed).
+    place: NbdUri | NbdAddress | Path
     format: Format
     #: Whether `place` is a block device.
     device: bool = False
@@ -214,40 +214,55 @@ def refuse_twice(outputs: list[Output]) -> None:
 # -- writing ---------------------------------------------------------------------------------
 
 
-class Fill(Protocol):
-    """Writes a whole disk. `empty`: what is there reads as zeroes."""
+#: Called right before the first byte is written. True: what is there reads as zeroes.
+Prepare = Callable[[], bool]
 
-    def __call__(self, endpoint: Endpoint, *, empty: bool) -> None: ...
+
+class Fill(Protocol):
+    """Writes a whole disk. Without `prepare`, what is there reads as zeroes."""
+
+    def __call__(self, endpoint: Endpoint, prepare: Prepare | None = None) -> None: ...
 
 
 #: Reads a whole disk, and raises if it is not what it must be.
 Check = Callable[[Endpoint], None]
 
 
-def write(to: Output, fill: Fill, check: Check | None, *, cancel: Cancel) -> int:
-    """Have a place written, made durable, then checked. Gives the bytes that it has behind the disk's end.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What there is to say of a place that was written."""
 
-    A file has its name only when all of that is done. Raises what `fill` and `check` raise,
-    `DestinationFull`, `DestinationUnusable`, `DestinationExists`, `BusyError`, `EndpointFailed`.
+    #: Bytes that it has behind the disk's end.
+    behind: int = 0
+    #: Clauses for people.
+    notes: tuple[str, ...] = ()
+
+
+def write(to: Output, fill: Fill, check: Check | None, *, cancel: Cancel, discard: bool = False) -> Written:
+    """Have a place written, made durable, then checked.
+
+    A file has its name only when all of that is done. `discard`: all that a device or server holds is
+    discarded first. Raises what `fill` and `check` raise, `DestinationFull`, `DestinationUnusable`,
+    `DestinationExists`, `BusyError`, `EndpointFailed`.
     """
-    if isinstance(to.place, NbdUri):
-        return _write_server(to, to.place, fill, check, cancel)
+    if isinstance(to.place, NbdUri | NbdAddress):
+        return _write_server(to, to.place, fill, check, cancel, discard=discard)
     if to.device:
-        return _write_device(to, to.place, fill, check)
+        return _write_device(to, to.place, fill, check, cancel, discard=discard)
     try:
         with _staged(to) as beside:
             writer = _write_raw if to.format is Format.RAW else _write_qcow2
             writer(beside, to, fill, check, cancel)
     except errors.DestinationFull as error:
         raise errors.DestinationFull(path=to.name) from error  # nobody knows the name of the file beside
-    return 0
+    return Written()
 
 
 def _write_raw(path: Path, to: Output, fill: Fill, check: Check | None, cancel: Cancel) -> None:
-    with _writing(to.name):
+    with writing(to.name):
         os.truncate(path, to.size)
     with FileEndpoint(path, writable=True) as file:
-        fill(file, empty=True)
+        fill(file)
     if check is not None:
         _forget_cache(path)
         with FileEndpoint(path) as file:
@@ -257,7 +272,7 @@ def _write_raw(path: Path, to: Output, fill: Fill, check: Check | None, cancel: 
 def _write_qcow2(path: Path, to: Output, fill: Fill, check: Check | None, cancel: Cancel) -> None:
     qemu_img.create(path, to.size)
     with _served(path, to, cancel, writable=True) as image:
-        fill(image, empty=True)
+        fill(image)
     state.sync_file(path)
     if check is not None:
         _forget_cache(path)
@@ -275,38 +290,57 @@ def _served(path: Path, to: Output, cancel: Cancel, *, writable: bool = False) -
         yield image
 
 
-def _write_device(to: Output, path: Path, fill: Fill, check: Check | None) -> int:
+def _write_device(to: Output, path: Path, fill: Fill, check: Check | None, cancel: Cancel, *, discard: bool) -> Written:
     # Held: nobody mounts it, and no QEMU opens it for writing.
     with imagelock.unwritten(path):
         with FileEndpoint(path, writable=True) as device:
             _check_size(to, device)
-            _fill_in_place(to, device, fill)
+            _fill_in_place(to, device, fill, cancel, discard=discard)
         if check is not None:
             _forget_cache(path)
             with FileEndpoint(path) as again:
                 check(again)
-        return device.size - to.size
+        return Written(behind=device.size - to.size)
 
 
-def _write_server(to: Output, uri: NbdUri, fill: Fill, check: Check | None, cancel: Cancel) -> int:
+def _write_server(
+    to: Output, address: NbdUri | NbdAddress, fill: Fill, check: Check | None, cancel: Cancel, *, discard: bool
+) -> Written:
     try:
-        server = NbdEndpoint(uri, writable=True, cancel=cancel)
+        server = NbdEndpoint(address, writable=True, cancel=cancel, name=to.name)
     except errors.EndpointFailed as error:
         if error.errno == errno.EROFS:
             raise to.unusable("the server offers it for reading only") from error
         raise
     with server:
         _check_size(to, server)
-        _fill_in_place(to, server, fill)
+        notes = _shortcomings(server, discard=discard)
+        _fill_in_place(to, server, fill, cancel, discard=discard)
         if check is not None:
             check(server)
-        return server.size - to.size
+        return Written(behind=server.size - to.size, notes=notes)
 
 
-def _fill_in_place(to: Output, endpoint: Endpoint, fill: Fill) -> None:
+def _shortcomings(server: NbdEndpoint, *, discard: bool) -> tuple[str, ...]:
+    notes = []
+    if not server.flushes:
+        notes.append("cannot be told to flush, so whether all is durable there is not known")
+    if discard and not server.trims:
+        notes.append("knows no discard")
+    return tuple(notes)
+
+
+def _fill_in_place(to: Output, endpoint: Endpoint, fill: Fill, cancel: Cancel, *, discard: bool) -> None:
     watched = _Watched(endpoint)
+
+    def prepare() -> bool:
+        if discard:
+            transfer.discard(watched, cancel=cancel)
+        # If it can be made zero at once, zeroes need no requests afterwards.
+        return transfer.clear(watched, to.size, cancel=cancel)
+
     try:
-        fill(watched, empty=False)
+        fill(watched, prepare)
     except BaseException as error:
         if watched.opened:
             error.add_note(f"{to.name} was overwritten in part: what it holds now is undefined")
@@ -374,32 +408,32 @@ def _staged(to: Output) -> Iterator[Path]:
     with _claimed(beside, to.name):
         try:
             yield beside
-            with _writing(to.name):
-                _appear(beside, to)
+            with writing(to.name):
+                appear(beside, to.place, name=to.name, force=to.force)
                 state.sync_directory(beside.parent)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 beside.unlink()
 
 
-def _appear(beside: Path, to: Output) -> None:
-    assert isinstance(to.place, Path)
-    if to.force:
-        beside.rename(to.place)
+def appear(beside: Path, path: Path, *, name: str, force: bool) -> None:
+    """Let a file be `path`, which messages call `name`. Raises `DestinationExists` if it is taken, and not `force`."""
+    if force:
+        beside.rename(path)
         return
     try:
-        os.link(beside, to.place)  # unlike a rename, it never takes the place of a file that came meanwhile
+        os.link(beside, path)  # unlike a rename, it never takes the place of a file that came meanwhile
     except FileExistsError as error:
-        raise errors.DestinationExists(path=to.name) from error
+        raise errors.DestinationExists(path=name) from error
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        beside.rename(to.place)
+        beside.rename(path)
 
 
 @contextlib.contextmanager
 def _claimed(beside: Path, name: str) -> Iterator[None]:
-    with _writing(name):
+    with writing(name):
         descriptor = _claim(beside, name)
     try:
         yield
@@ -444,7 +478,7 @@ def _same(descriptor: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _writing(name: str) -> Iterator[None]:
+def writing(name: str) -> Iterator[None]:
     """The system's errors as ours."""
     try:
         yield

@@ -25,17 +25,22 @@ def open_machine(
     command: str,
     name: str | None = None,
     anonymous: bool = False,
+    finishing: bool = False,
 ) -> AbstractAsyncContextManager[Machine]:
     """A machine, locked for us while the block runs; what dead jobs left of it is cleared away first.
 
     `name`: what it is called in repositories, instead of its own name; `anonymous` lets a machine
-    without any pass. Errors: those of `engine.qemu.connect` and `engine.offline.connect`.
+    without any pass, `finishing` one whose disks are half rolled back. Errors: those of `engine.qemu.connect` and `engine.offline.connect`.
     """
     if isinstance(url, urls.ImagesMachine):
         from pullback.engine import offline  # here: a tenth of a command's start on a machine that runs
 
-        return offline.connect(url, directories, command=command, name=name, anonymous=anonymous)
-    return qemu.connect(url.socket, directories, command=command, name=name, anonymous=anonymous)
+        return offline.connect(
+            url, directories, command=command, name=name, anonymous=anonymous, finishing=finishing
+        )
+    return qemu.connect(
+        url.socket, directories, command=command, name=name, anonymous=anonymous, finishing=finishing
+    )
 
 
 async def on_machine(

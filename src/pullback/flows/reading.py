@@ -50,13 +50,14 @@ def prove(
     *,
     progress: Progress,
     cancel: Cancel,
-    empty: bool = True,
+    prepare: Callable[[], bool] | None = None,
     share: int = 1,
     limiter: repo.Limiter | None = None,
 ) -> int:
     """Read a whole disk, compare each block with its hash, and write it to `destination` if there is one.
 
-    `empty`: the destination is new and reads as zeroes. `share`: so many disks are read at a time, and
+    `prepare` is called right before the first byte is written, and tells whether the destination reads as
+    zeroes then; without it, the destination is new and does. `share`: so many disks are read at a time, and
     share the requests that the repository takes. `limiter`: of the disk's bytes that are read.
 
     Gives the bytes read. Raises `VerificationFailed` at the first block that is not what was stored.
@@ -74,6 +75,7 @@ def prove(
             known = source.hashes if isinstance(source, repo.PointEndpoint) else None
             hashes = known or repository.hashes(point, disk.target)
             reader = _Reader(disk, hashes, failed, cancel, limiter)
+            empty = prepare is None or prepare()
             result = copy(
                 source,
                 destination,

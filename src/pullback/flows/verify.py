@@ -192,6 +192,19 @@ async def _verify_point(
             cancel = cancel_for(repository)
             work = partial(_verify_disk, repository, point, disk, progress, cancel, alone=not request.all)
             verdicts.append(await blocking(work, cancel=cancel))
+        if not request.only:
+            verdicts += await asyncio.to_thread(_verify_rest, repository, point)
+    return verdicts
+
+
+def _verify_rest(repository: repo.Repository, point: Point) -> list[Verdict]:
+    """What a point has besides disks; only damage is told."""
+    verdicts = []
+    for name, look in (("firmware", repository.firmware), ("tpm", repository.tpm)):
+        try:
+            look(point)
+        except errors.VerificationFailed as error:
+            verdicts.append(Verdict(machine=point.machine, point=point.id, target=name, problem=error.problem))
     return verdicts
 
 

@@ -1,7 +1,7 @@
 """What a machine was, beside its disks: values, and their JSON form in a restore point.
 
     {"kind": "qemu", "program": "/usr/bin/qemu-system-x86_64", "argv": ["qemu-system-x86_64", …],
-     "version": "7.2.22", "machine_type": "pc-q35-7.2", "uuid": null, "images": []}
+     "version": "7.2.22", "machine_type": "pc-q35-7.2", "uuid": null, "images": [], "xml": []}
 
     {"name": "pflash1", "writable": true, "size": 540672, "sha256": "<hex>"}      the bytes stand elsewhere
 
@@ -75,6 +75,8 @@ class Description:
     machine_type: str | None = None
     uuid: str | None = None
     images: tuple[ImageAt, ...] = ()
+    #: Of a machine that libvirt manages, the lines of its XML; none in points before format 1.2.
+    xml: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +196,7 @@ def document(description: Description) -> dict[str, object]:
             {"target": image.target, "path": showable(image.path), "format": showable(image.format)}
             for image in description.images
         ],
+        "xml": [showable(line) for line in description.xml],
     }
 
 
@@ -210,12 +213,13 @@ def firmware_document(firmware: Firmware | FirmwareHeader) -> dict[str, object]:
 # -- reading ---------------------------------------------------------------------------------
 
 
-def parse(value: object, *, lenient: bool = False) -> Description:
-    """The description that `document` wrote. `lenient`: keys that we do not know are ignored."""
-    fields = _Fields(value, "the machine's description", lenient=lenient)
-    argv = tuple(_plain(word, "a word of the command line") for word in fields.items("argv", MAX_WORDS))
-    if sum(map(len, argv)) > MAX_ARGV:
-        raise ValueError(f"the command line has more than {MAX_ARGV} characters")
+def parse(value: object, *, lenient: bool = False, with_xml: bool = True) -> Description:
+    """The description that `document` wrote. `lenient`: keys that we do not know are ignored.
+
+    `with_xml`: it was written in format 1.2 or later.
+    """
+    fields = Fields(value, "the machine's description", lenient=lenient)
+    argv = _texts(fields, "argv", "a word of the command line")
     found = Description(
         kind=_kind(fields.text("kind")),
         program=fields.optional("program", fields.text),
@@ -224,8 +228,16 @@ def parse(value: object, *, lenient: bool = False) -> Description:
         machine_type=fields.optional("machine_type", fields.text),
         uuid=fields.optional("uuid", fields.text),
         images=tuple(_image(item, lenient) for item in fields.items("images", MAX_IMAGES)),
+        xml=_texts(fields, "xml", "a line of the XML") if with_xml else (),
     )
     fields.end()
+    return found
+
+
+def _texts(fields: Fields, key: str, what: str) -> tuple[str, ...]:
+    found = tuple(_plain(text, what) for text in fields.items(key, MAX_WORDS))
+    if sum(map(len, found)) > MAX_ARGV:
+        raise ValueError(f"{key!r} has more than {MAX_ARGV} characters")
     return found
 
 
@@ -236,7 +248,7 @@ def _kind(text: str) -> Kind:
 
 
 def _image(value: object, lenient: bool) -> ImageAt:
-    fields = _Fields(value, "an image", lenient=lenient)
+    fields = Fields(value, "an image", lenient=lenient)
     found = ImageAt(target=fields.target("target"), path=fields.text("path"), format=fields.text("format"))
     fields.end()
     return found
@@ -244,7 +256,7 @@ def _image(value: object, lenient: bool) -> ImageAt:
 
 def parse_header(value: object, *, lenient: bool = False) -> FirmwareHeader:
     """What `firmware_document` wrote."""
-    fields = _Fields(value, "a firmware device", lenient=lenient)
+    fields = Fields(value, "a firmware device", lenient=lenient)
     found = FirmwareHeader(
         name=fields.target("name"),
         writable=fields.flag("writable"),
@@ -271,7 +283,7 @@ def _plain(value: object, what: str) -> str:
     return value
 
 
-class _Fields:
+class Fields:
     """The keys of one object, each taken once; `end` refuses what is left over."""
 
     def __init__(self, value: object, where: str, *, lenient: bool) -> None:
@@ -283,6 +295,7 @@ class _Fields:
         self._lenient = lenient
 
     def end(self) -> None:
+        """All were taken. Raises `ValueError` if some were not, unless `lenient`."""
         if self._left and not self._lenient:
             raise ValueError(f"unknown key {min(map(str, self._left))!r} in {self._where}")
 
@@ -293,31 +306,37 @@ class _Fields:
         return self._values[key]
 
     def text(self, key: str) -> str:
+        """A text."""
         return _plain(self._take(key), f"{key!r} in {self._where}")
 
     def target(self, key: str) -> str:
+        """A text that can be a disk's name."""
         value = self.text(key)
         if not is_target(value):
             raise ValueError(f"{key!r} in {self._where} is no disk's name")
         return value
 
     def flag(self, key: str) -> bool:
+        """True or false."""
         value = self._take(key)
         if not isinstance(value, bool):
             raise ValueError(f"{key!r} in {self._where} is neither true nor false")
         return value
 
-    def size(self, key: str) -> int:
+    def size(self, key: str, high: int = MAX_FIRMWARE) -> int:
+        """A whole number from 1 to `high`."""
         value = self._take(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_FIRMWARE:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= high:
             raise ValueError(f"{key!r} in {self._where} is no size that is allowed")
         return value
 
     def items(self, key: str, high: int) -> list[object]:
+        """A list of at most `high` things."""
         value = self._take(key)
         if not isinstance(value, list) or len(value) > high:
             raise ValueError(f"{key!r} in {self._where} is no list of at most {high} things")
         return value
 
     def optional(self, key: str, read: Callable[[str], _T]) -> _T | None:
+        """What `read` gives; None for null."""
         return None if self._take(key) is None else read(key)

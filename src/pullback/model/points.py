@@ -2,11 +2,12 @@
 
 A manifest is one JSON object (UTF-8, sorted keys) with an own checksum:
 
-    {"format": 1, "minor": 1, "sha256": "<of all the rest in canonical form>",
+    {"format": 1, "minor": 2, "sha256": "<of all the rest in canonical form>",
      "id": "20261124T060018Z-1f2e3d4c", "machine": "web01", "created": "2026-11-24T06:00:18.250000Z",
      "level": "auto", "pullback": "0.1.0", "qemu": "7.2.22", "engine": "filter", "pause_us": 4900,
      "checkpoint": "auto.….…" | null, "notes": ["…"], "host": "kvm1", "milliseconds": 1330, "tags": ["…"],
      "description": {…} | null, "firmware": [{…}]      see `model.description`
+     "tpm": {…} | null                                 see `model.tpm`
      "disks": [{"target": "vda", "qdev": …, "serial": …, "source": …, "source_format": …,
                 "size": 8589934592, "mode": "incremental", "reason": null,
                 "parent": {"point": "…", "target": "vda"} | null,
@@ -35,17 +36,19 @@ from typing import TypeVar
 
 from pullback import errors
 from pullback.model import description as descriptions
+from pullback.model import tpm as tpms
 from pullback.model.backups import Level
 from pullback.model.checkpoints import Mark
 from pullback.model.checkpoints import parse as parse_bitmap
 from pullback.model.description import Description, FirmwareHeader
 from pullback.model.texts import TARGET, is_showable, showable
+from pullback.model.tpm import TpmHeader
 from pullback.units import KiB, MiB
 
 #: The format that this Pullback writes, and the highest that it reads.
 FORMAT = 1
 #: Additions within the format that an older Pullback may ignore.
-MINOR = 1
+MINOR = 2
 #: Bytes of a manifest that are read at most: 256 disks with the longest texts are far below.
 MAX_MANIFEST = 16 * MiB
 #: Disks of one point: virtio-scsi alone could have more, nobody was seen with more than 100.
@@ -59,6 +62,8 @@ MIN_BLOCK = 4 * KiB
 #: A hash block holds at most this, in bytes (a disk of 256 TiB at `MAX_BLOCKS`).
 MAX_BLOCK = 256 * MiB
 
+#: The minor version since which there are the TPM's state and libvirt's XML.
+_WITH_TPM = 2
 _MAX_INTEGER = (1 << 63) - 1
 _SECTOR = 512
 _MICRO = 1_000_000
@@ -185,6 +190,8 @@ class Point:
     description: Description | None = None
     #: Its firmware devices, whose bytes the repository keeps beside the disks.
     firmware: tuple[FirmwareHeader, ...] = ()
+    #: The state of its TPM, whose bytes the repository keeps too; None in points before format 1.2.
+    tpm: TpmHeader | None = None
 
     def disk(self, target: str) -> PointDisk:
         """The disk of that name; raises `UnknownDisk`."""
@@ -193,6 +200,10 @@ class Point:
                 return disk
         known = ", ".join(disk.target for disk in self.disks)
         raise errors.UnknownDisk(target=target, where=f"restore point {self.id}", known=known)
+
+    def chosen(self, only: tuple[str, ...]) -> tuple[PointDisk, ...]:
+        """The disks that are meant: those named, or all; raises `UnknownDisk`."""
+        return tuple(self.disk(target) for target in only) if only else self.disks
 
     @property
     def size(self) -> int:
@@ -260,6 +271,7 @@ def document(point: Point) -> dict[str, object]:
         "tags": list(point.tags),
         "description": None if point.description is None else descriptions.document(point.description),
         "firmware": [descriptions.firmware_document(header) for header in point.firmware],
+        "tpm": None if point.tpm is None else tpms.document(point.tpm),
     }
 
 
@@ -481,6 +493,7 @@ def _point(fields: _Fields, identity: str | None) -> Point:
         tags=_texts(fields, "tags") if fields.minor and identity is None else (),
         description=_description(fields) if fields.minor else None,
         firmware=_firmware(fields) if fields.minor else (),
+        tpm=_tpm(fields) if fields.minor >= _WITH_TPM else None,
     )
     fields.end()
     _agree(point)
@@ -504,12 +517,18 @@ def _seconds(fields: _Fields) -> float | None:
 
 def _description(fields: _Fields) -> Description | None:
     found = fields.take("description")
-    return None if found is None else descriptions.parse(found, lenient=fields.lenient)
+    with_xml = fields.minor >= _WITH_TPM
+    return None if found is None else descriptions.parse(found, lenient=fields.lenient, with_xml=with_xml)
 
 
 def _firmware(fields: _Fields) -> tuple[FirmwareHeader, ...]:
     found = fields.items("firmware", 0, descriptions.MAX_FIRMWARES)
     return tuple(descriptions.parse_header(item, lenient=fields.lenient) for item in found)
+
+
+def _tpm(fields: _Fields) -> TpmHeader | None:
+    found = fields.take("tpm")
+    return None if found is None else tpms.parse(found, lenient=fields.lenient)
 
 
 def _disks(fields: _Fields, *, with_files: bool) -> tuple[PointDisk, ...]:

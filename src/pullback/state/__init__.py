@@ -188,6 +188,8 @@ class Record:
     scratch: list[str] = field(default_factory=list)
     #: Scratch images under names that the user chose, to be removed too.
     chosen: list[str] = field(default_factory=list)
+    #: Of a rollback: what is to be known to give the disks back to the guest (`engine.swap`).
+    swap: dict[str, Any] | None = None
     #: Directory of sockets and mount points, to be removed.
     runtime: str = ""
     #: Where what can be found out again is kept.
@@ -239,8 +241,8 @@ def sync_directory(path: Path) -> None:
 
 
 def begin_job(directories: Directories, *, job: str, socket: Path, machine: str, command: str, qemu: str = "") -> Job:
-    """A new job with its record on disk and its private runtime directory."""
-    runtime = private(private(directories.runtime) / job)
+    """A new job with its record on disk and its private runtime directory, which the record names before it is made."""
+    runtime = directories.runtime / job
     record = Record(
         job=job,
         socket=str(socket),
@@ -254,6 +256,11 @@ def begin_job(directories: Directories, *, job: str, socket: Path, machine: str,
     )
     made = Job(private(directories.state / "jobs") / f"{job}.json", record)
     made.save()
+    try:
+        private(private(directories.runtime) / job)
+    except BaseException:
+        made.remove()
+        raise
     return made
 
 
@@ -283,6 +290,7 @@ def _plausible(record: Record) -> bool:
         and record.ends in ("", UNDO, KEEP)
         and type(record.pid) is int
         and (record.open is None or isinstance(record.open, dict))
+        and (record.swap is None or isinstance(record.swap, dict))
         and isinstance(record.paused_by_us, bool)
         and len(record.job) == 8
         and set(record.job) <= set("0123456789abcdef")
