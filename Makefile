@@ -37,6 +37,7 @@ bench: setup  ## Measure speed against nbdcopy and restic, and print ratios
 	@$(PYTHON) bench/api.py
 	@$(PYTHON) bench/run.py
 	@$(PYTHON) bench/restic.py
+	@$(PYTHON) bench/serve.py
 
 demo: setup  ## Boot a small guest, back it up while it writes, restore each point, and prove it (minutes)
 	@$(PYTHON) demo/demo.py

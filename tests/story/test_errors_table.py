@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import kit
 import made
 import proxy
 from pullback import config, repo, state
-from pullback.model import urls
+from pullback.model import points, urls
 from pullback.programs import qemu, qemu_img
 from pullback.testing.endpoints import nbdkit
 
@@ -707,6 +708,169 @@ def _(world: World) -> Said:
     image.write_bytes(data)
     assert world.run("verify", "-r", f"dir:{path}").returncode == 13
     return world.restore(repository=path), {"ID": _ID, "PROBLEM": re.compile(r"disk vda: the \d+ bytes at .*stored")}
+
+
+# -- files of restore points, and proofs -----------------------------------------------------
+
+
+def files(world: World, *words: object) -> Done:
+    """Looked at by this host itself, because that is quicker than to start the reader."""
+    return world.run("files", "latest", *words, "--trust", "-r", f"dir:{world.repository}")
+
+
+@case("`files get` without a path")
+def _(world: World) -> Said:
+    return files(world, "get"), {}
+
+
+@case("A partition that the restore point does not have")
+def _(world: World) -> Said:
+    return files(world, "ls", "vda9"), {"ID": _ID}
+
+
+@case("A disk without a file system")
+def _(world: World) -> Said:
+    return files(world, "ls", "vdb"), {}
+
+
+@case("A path without a volume, where no file system tells its place")
+def _(world: World) -> Said:
+    return files(world, "ls", "/etc/hosts"), {"ID": _ID}
+
+
+@case("`prove --newest` without `--all`")
+def _(world: World) -> Said:
+    return world.run("prove", "--newest", "-r", f"dir:{world.repository}"), {}
+
+
+# -- rolling back ----------------------------------------------------------------------------
+
+
+def backed_up(world: World, *words: object, **options: Any) -> tuple[kit.Box, Path]:
+    """A machine of its own with a restore point, and its repository."""
+    box, path = world.make(**options), world.fresh("repo")
+    box.scramble("vda", 1, 0, 3 << 20)
+    assert world.backup(*words, machine=f"qmp:{box.qmp}", repository=path).returncode == 0
+    return box, path
+
+
+def roll_back(world: World, box: kit.Box, path: Path, *words: object) -> Done:
+    """Without a safety point."""
+    return world.run("rollback", f"qmp:{box.qmp}", "-r", f"dir:{path}", "--no-safety", *words)
+
+
+@case("A disk that has another size than the restore point's")
+def _(world: World) -> Said:
+    box, path = backed_up(world)
+    box.command("block_resize", {"node-name": "vda-format", "size": 9 << 20})
+    return roll_back(world, box, path), {"ID": _ID}
+
+
+@case("A machine that has a disk which the restore point does not have")
+def _(world: World) -> Said:
+    box, path = backed_up(world, "--exclude", "vdb")
+    return roll_back(world, box, path), {"ID": _ID}
+
+
+@case("A QEMU that ends when it is reset")
+def _(world: World) -> Said:
+    box, path = backed_up(world, extra=("-no-reboot",))
+    return roll_back(world, box, path), {}
+
+
+@case("Too little room for what is to be written")
+def _(world: World) -> Said:
+    box, path = backed_up(world)
+    box.scramble("vda", 2, 0, 3 << 20)
+    with small_file_system(world) as small:
+        done = roll_back(world, box, path, "--staging", small)
+        return done, {"DIR": small, "NEEDED": re.compile(r"1\d\.\d MiB")}
+
+
+@contextlib.contextmanager
+def half_rolled_back(world: World) -> Iterator[tuple[kit.Box, Done]]:
+    """A machine whose image's file system was full while it was rolled back, and what was said of that."""
+    with small_file_system(world) as small:
+        image = small / "a.qcow2"
+        box = world.make(qemu.Disk(id="vda", path=Path("a.qcow2")), start=False)
+        box.disks = [dataclasses.replace(box.disks[0], path=image)]
+        box.make_images()
+        box.start()
+        path = world.fresh("repo")
+        box.scramble("vda", 1, 0, 3 << 20)
+        assert world.backup(machine=f"qmp:{box.qmp}", repository=path).returncode == 0
+        box.discard("vda", 0, 3 << 20)
+        filler = small / "filler"
+        filler.write_bytes(bytes(3 << 20))
+        done = roll_back(world, box, path)
+        try:
+            yield box, done
+        finally:
+            filler.unlink()
+            assert roll_back(world, box, path).returncode == 0
+            box.quit()
+
+
+_COMMAND = re.compile(r"pullback rollback qmp:\S+ \S+ -r dir:\S+")
+
+
+@case("An image that cannot be written while it is rolled back")
+def _(world: World) -> Said:
+    with half_rolled_back(world) as (_, done):
+        return done, {"ID": _ID, "COMMAND": _COMMAND}
+
+
+@case("Any command on disks that are half rolled back")
+def _(world: World) -> Said:
+    with half_rolled_back(world) as (box, _):
+        return world.run("info", f"qmp:{box.qmp}"), {"ID": _ID, "COMMAND": _COMMAND}
+
+
+@case("A journal of a rollback that was damaged")
+def _(world: World) -> Said:
+    with half_rolled_back(world) as (box, _):
+        [journal] = (world.state / "rollbacks").glob("*/journal.json")
+        good = journal.read_text()
+        journal.write_text("{")
+        done = world.run("info", f"qmp:{box.qmp}")
+        journal.write_text(good)
+        return done, {"FILE": journal, "PROBLEM": re.compile("Expecting property name .*")}
+
+
+# -- machines that are booted ----------------------------------------------------------------
+
+
+@case("A file where the disk of a machine that is booted would be")
+def _(world: World) -> Said:
+    to = world.fresh("vm")
+    to.mkdir(mode=0o700)
+    (to / "vda.qcow2").touch()
+    return world.run("boot", "-r", f"dir:{world.repository}", "--to", to), {"FILE": to / "vda.qcow2"}
+
+
+@case("A machine that had more memory than this host has")
+def _(world: World) -> Said:
+    copy = world.fresh("copy")
+    shutil.copytree(world.repository, copy)
+    for manifest in copy.glob("*/*/manifest.json"):
+        point = points.decode(manifest.read_bytes(), name="it")
+        assert point.description is not None
+        larger = replace(point.description, argv=(*point.description.argv, "-m", "60T"))
+        manifest.write_bytes(points.encode(replace(point, description=larger)))
+    return world.run("boot", "-r", f"dir:{copy}", "--to", world.fresh("vm")), {"FREE": re.compile(r"[0-9.]+ [KMGT]iB")}
+
+
+@case("A network that does not exist")
+def _(world: World) -> Said:
+    return world.run("boot", "-r", f"dir:{world.repository}", "--to", world.fresh("vm"), "--network", "lan"), {}
+
+
+@case("A machine that is booted already, by a command that is at it")
+def _(world: World) -> Said:
+    to = world.fresh("vm")
+    with state.lock(state.directories(world.state), f"boot {to}", command="boot", title=str(to)):
+        done = world.run("boot", "-r", f"dir:{world.repository}", "--to", to)
+    return done, {"DIR": to, "PID": os.getpid(), "TIME": re.compile(r"[0-9TZ:-]+")}
 
 
 # -- the table -------------------------------------------------------------------------------

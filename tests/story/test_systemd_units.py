@@ -53,7 +53,7 @@ def service(name: str, key: str) -> str:
 
 
 def test_these_are_the_units() -> None:
-    kinds = ("backup", "forget")
+    kinds = ("backup", "forget", "prove")
     assert [f"pullback-{kind}@.{suffix}" for kind in kinds for suffix in ("service", "timer")] == UNITS
 
 

@@ -31,7 +31,9 @@ TABLE = {
     "guest": _GROUND,
     # Contract suites of our own interfaces.
     "testing": {*_GROUND, "repo"},
-    "flows": {*_GROUND, "state", "engine", "transfer", "repo", "guest"},
+    # It reads restore points.
+    "serve": {*_GROUND, "repo"},
+    "flows": {*_GROUND, "serve", "state", "engine", "transfer", "repo", "guest"},
     "face": {"corridor", "model", "state", "config", "flows"},
     "config": {"corridor", "model"},
     "cli": {"corridor", "model", "state", "config", "flows", "face"},
@@ -48,6 +50,7 @@ WINDOWS = {
     "backports": {"pullback.repo.restic.compression"},
     "compression": {"pullback.repo.restic.compression"},
     "numpy": {"pullback.repo.restic.lookup"},
+    "mfusepy": {"pullback.flows.mount_servant"},
 }
 #: Rooms that others enter through their `__init__` only.
 FRONT_DOORS = {"repo"}

@@ -44,16 +44,21 @@ def _retrieve(task: asyncio.Task[T]) -> None:
 
 
 @asynccontextmanager
-async def entered(context: AbstractContextManager[T]) -> AsyncIterator[T]:
+async def entered(
+    context: AbstractContextManager[T], *, hurry: Callable[[], None] | None = None
+) -> AsyncIterator[T]:
     """Enter a context manager that blocks, and leave it, both in threads.
 
-    If we are cancelled meanwhile, we wait until it is entered, so that it can be left.
+    If we are cancelled meanwhile, we wait until it is entered, so that it can be left. `hurry` is called then: it
+    makes that short.
     """
     entering = asyncio.ensure_future(asyncio.to_thread(context.__enter__))
     entering.add_done_callback(_retrieve)
     try:
         value = await asyncio.shield(entering)
     except asyncio.CancelledError:
+        if hurry is not None:
+            hurry()
         await asyncio.wait({entering})
         if entering.exception() is None:
             await asyncio.to_thread(context.__exit__, None, None, None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,12 @@ _DOWNLOAD_TIMEOUT = 600.0
 _UNPACK_TIMEOUT = 120.0
 _APT = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root"]
 #: Always needed. lz4 and zstd are only used while building, from where they were unpacked.
-_PROGRAMS = ("busybox-static", "perl-base", "qemu-guest-agent", "e2fsprogs", "lz4", "zstd")
+_PROGRAMS = ("busybox-static", "perl-base", "qemu-guest-agent", "e2fsprogs", "util-linux", "lz4", "zstd")
+#: What reads and checks other file systems; who has no such package does without.
+_MORE_PROGRAMS = ("lvm2", "xfsprogs", "btrfs-progs", "dosfstools", "ntfs-3g")
 #: The package that depends on the current kernel for virtual machines, by distribution.
 _KERNELS = {"debian": "linux-image-cloud-amd64", "ubuntu": "linux-image-virtual"}
+_PLACES = ("bin", "sbin", "usr/bin", "usr/sbin")
 _KERNEL_PARTS = re.compile(r"linux-(image|modules)-\d.*")
 
 
@@ -47,7 +51,11 @@ class Root:
 
     def program(self, name: str) -> Path:
         """The program `name`, wherever its package has it."""
-        return self._one(*(f"{place}/{name}" for place in ("bin", "sbin", "usr/bin", "usr/sbin")))
+        return self._one(*(f"{place}/{name}" for place in _PLACES))
+
+    def lacks(self, names: Iterable[str]) -> list[str]:
+        """Those of the programs `names` that are not in it."""
+        return [name for name in names if not any((self.path / place / name).exists() for place in _PLACES)]
 
     def libraries(self, program: Path) -> dict[str, Path]:
         """Every library that `program` loads, the loader included: path in the guest to file here."""
@@ -94,29 +102,44 @@ def _unsupported(reason: str) -> errors.Unsupported:
 
 
 def fetch(into: Path) -> None:
-    """Download the packages and unpack them in the empty directory `into`.
+    """Download the packages and unpack them in the empty directory `into`. Nobody need be root.
 
-    The lists of packages are brought up to date when a package cannot be had without. Raises
-    `ProgramFailed` (no network, not root), `Unsupported`.
+    The lists of packages are brought up to date, in a place of our own, when a package cannot be had
+    without. Raises `ProgramFailed` (no network), `Unsupported`.
     """
     kernel = _KERNELS[distribution()]
     try:
-        _download(into, kernel)
+        _download(into, kernel, ())
     except (errors.ProgramFailed, errors.BadReply):
-        process.run([*_APT, "update"], timeout=_DOWNLOAD_TIMEOUT)
-        _download(into, kernel)
+        with tempfile.TemporaryDirectory(prefix="lists-", dir=into.parent) as lists:
+            own = _own_lists(Path(lists))
+            process.run([*_APT, *own, "update"], timeout=_DOWNLOAD_TIMEOUT)
+            _download(into, kernel, own)
     for archive in sorted(into.glob("*.deb")):
         process.run(["dpkg-deb", "-x", archive, into], timeout=_UNPACK_TIMEOUT)
         archive.unlink()
 
 
-def _download(into: Path, kernel: str) -> None:
-    wanted = [kernel, *_PROGRAMS]
-    listing = process.run(["apt-cache", "depends", "--recurse", "--important", *wanted], timeout=_UNPACK_TIMEOUT)
-    names = closure(wanted, listing.decode())
+def _own_lists(place: Path) -> list[str]:
+    """Options by which apt keeps its lists in `place`: the system's can be changed by root alone."""
+    (place / "lists/partial").mkdir(parents=True)
+    (place / "cache/archives/partial").mkdir(parents=True)
+    return ["-o", f"Dir::State::lists={place}/lists", "-o", f"Dir::Cache={place}/cache"]
+
+
+def _download(into: Path, kernel: str, lists: Sequence[str]) -> None:
+    wanted = [kernel, *_PROGRAMS, *_MORE_PROGRAMS]
+    words = ["apt-cache", *lists, "depends", "--recurse", "--important"]
+    listing = process.run([*words, kernel, *_PROGRAMS], timeout=_UNPACK_TIMEOUT).decode()
+    for name in _MORE_PROGRAMS:
+        try:
+            listing += process.run([*words, name], timeout=_UNPACK_TIMEOUT).decode()
+        except errors.ProgramFailed:
+            wanted.remove(name)
+    names = closure(wanted, listing)
     if not any(_KERNEL_PARTS.fullmatch(name) for name in names):
         raise errors.BadReply(who="apt-cache", problem=f"{kernel} names no kernel")
-    process.run(["env", "-C", into, *_APT, "download", *names], timeout=_DOWNLOAD_TIMEOUT)
+    process.run(["env", "-C", into, *_APT, *lists, "download", *names], timeout=_DOWNLOAD_TIMEOUT)
 
 
 def closure(wanted: Sequence[str], listing: str) -> list[str]:

@@ -51,6 +51,9 @@ class Export:
     data: NbdAddress | Path
     #: No read may cross a multiple of this many bytes (a defect of certain builds); None: no limit.
     request_limit: int | None = None
+    #: The metadata context of `data` that tells (by 64 KiB) where a read that did cross one may have been
+    #: answered wrongly, asked after the read; None: it is not told.
+    copied_context: str | None = None
     #: Where holes are told; None: nowhere, everything must be read.
     allocation: NbdAddress | Path | None = None
     #: The scratch image that corrects it (a raw local file), or None if it needs no correction.

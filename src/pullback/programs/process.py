@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ PACKAGES = {
     "setpriv": "util-linux",
     "nbdcopy": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
+    "fusermount3": "fuse3",
     "restic": "restic",
 }
 _MESSAGE_LIMIT = 2000
@@ -90,6 +92,7 @@ class Child:
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
         grace: float = GRACE_SECONDS,
+        stdin: int = subprocess.DEVNULL,
         stdout: int | None = None,
         death: str = "KILL",
     ) -> None:
@@ -100,7 +103,7 @@ class Child:
         self._log = tempfile.TemporaryFile(prefix="pullback-child-")  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
             [find("setpriv"), "--pdeathsig", death, *words],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=self._log if stdout is None else stdout,
             stderr=self._log,
             env=environment(env),
@@ -186,6 +189,12 @@ def environment(env: Mapping[str, str] | None) -> dict[str, str]:
         if env is None:
             del base[name]
     return base | {"LC_ALL": "C"}
+
+
+def own_python() -> dict[str, str]:
+    """The environment in which another interpreter of the same version finds what this one has found."""
+    paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path)]
+    return environment(None) | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def _status(code: int) -> str:

@@ -176,7 +176,7 @@ def argv(
     kind = machine.type or ("q35" if arch == "x86_64" else "virt")
     words = [program, "-no-user-config", "-nodefaults", "-display", "none"]
     words += ["-machine", kind, "-accel", accel, "-m", f"{max(1, machine.memory // MiB)}M"]
-    words += ["-cpu", machine.cpu or _processor(accel, arch)]
+    words += ["-cpu", machine.cpu or processor(accel, arch)]
     words += _identity(machine)
     words += _kernel(machine)
     words += _characters(machine)
@@ -186,7 +186,7 @@ def argv(
     return [*words, *machine.extra]
 
 
-def _processor(accel: str, arch: str) -> str:
+def processor(accel: str, arch: str) -> str:
     """The model of processor.
 
     rdrand, because a guest's first program that asks for random numbers waits until the kernel has

@@ -279,7 +279,7 @@ class PendingPoint:
         if not safe:
             self._prove()
         identity = repository.write_snapshot(snapshot_of(point, tree, self._previous()))
-        if not self._lock.trusted():
+        if not self._trusted():
             self._prove_after(identity)
         self._packer.committed()
         repository.cache.keep_manifest(identity, manifest)
@@ -321,13 +321,26 @@ class PendingPoint:
         if any(fresh.missing(ids, kind) for kind, ids in needed):
             raise errors.RepositoryChanged(repository=self._repository.name)
 
+    def _trusted(self) -> bool:
+        """Is our lock to be trusted? Who cannot ask does not know."""
+        try:
+            return self._lock.trusted()
+        except errors.PullbackError:
+            return False
+
     def _prove_after(self, identity: str) -> None:
         """The same when the point is visible. While somebody prunes who may not have seen it, nothing is proven."""
         try:
             self._lock.renew()
             self._prove()
-        except BaseException:
-            self._repository.store.delete(Kind.SNAPSHOTS, identity)
+        except BaseException as error:
+            try:
+                self._repository.store.delete(Kind.SNAPSHOTS, identity)
+            except errors.PullbackError as left:
+                error.add_note(
+                    f"Restore point {identity[:8]} is visible all the same, and may lack data: it could not be "
+                    f"removed ({str(left).rstrip('.')}). `pullback verify {identity[:8]}` tells what it is worth."
+                )
             raise
 
     def _agree(self, point: Point) -> None:
