@@ -1,11 +1,13 @@
 """`make bench`, fourth part: a served restore point, against the same disk as a raw file in nbdkit, interleaved.
 
 The disk is that of the third part: --data of the files of this very machine, a tenth of noise, holes between
-them; the repository is in restic's format (with --dir-repository: `dir:`), on a local disk.
+them (with --simple that of the first: half noise, half one text). The repository is in restic's format (with
+--dir-repository: `dir:`), on a local disk.
 
   serve       nbdcopy of a served disk to nothing, against nbdcopy of the raw file through nbdkit's file plugin;
               both with all files in the page cache, the server started anew for each
-  one         the same through one connection
+  cold        the same with no file in the page cache
+  one         the same as "serve" through one connection
   random      a thousand reads of 4 KiB of data, one after another, of a new server, its files out of the
               page cache; against the raw file through nbdkit, out of the page cache too
   memory      the largest that the server became
@@ -38,7 +40,7 @@ from pullback.repo import create_repository
 from pullback.repo.store.local import LocalStore
 from pullback.transfer import NbdEndpoint
 from restic import Repositories
-from run import Row
+from run import Bench, Row
 
 _PASSWORD = "bench"
 _READS = 1000
@@ -50,6 +52,7 @@ class Serving(Repositories):
     """The disk as a raw file, and in a repository."""
 
     kind: str = "restic"
+    simple: bool = False
     peaks: list[int] = field(default_factory=list)
 
     @property
@@ -71,7 +74,11 @@ class Serving(Repositories):
 
     async def prepare(self) -> None:
         """Make the disk, and a restore point of it."""
-        self._fill()
+        if self.simple:
+            Bench._fill(self)
+            process.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", self.image, self.raw], timeout=3600)
+        else:
+            self._fill()
         if self.kind == "restic":
             store = LocalStore.create(self.place / "repo")
             create_repository(store, _PASSWORD, caches=self.access.caches).close()
@@ -136,14 +143,16 @@ def _copy(uri: str, words: Sequence[str]) -> float:
     return time.monotonic() - begun
 
 
-async def sequential(bench: Serving, name: str, *words: str) -> Row:
+async def sequential(bench: Serving, name: str, *words: str, cold: bool = False) -> Row:
     """Copies to nothing, in turn."""
     ours, other = [], []
+    prepare = bench.cold if cold else bench.warm
     for number in range(bench.rounds):
-        bench.warm()
         async with bench.served() as uri:
+            prepare()
             ours.append(await asyncio.to_thread(_copy, uri, words))
         async with bench.raw_served() as uri:
+            prepare()
             other.append(await asyncio.to_thread(_copy, uri, words))
         print(f"  {name} {number}: served {ours[-1]:.2f} s, raw {other[-1]:.2f} s", file=sys.stderr)
     return Row(name, ours, other, "nbdkit file")
@@ -193,15 +202,18 @@ async def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the data")
     parser.add_argument("--dir", type=Path, default=None, help="where to work (default: a temporary directory)")
     parser.add_argument("--dir-repository", action="store_true", help="a `dir:` repository instead of restic's format")
+    parser.add_argument("--simple", action="store_true", help="the disk of the first part")
     parser.add_argument("--only", default="", help="rows, by their names, with commas between them")
     words = parser.parse_args()
-    wanted = set(filter(None, words.only.split(","))) or {"serve", "one", "random"}
+    wanted = set(filter(None, words.only.split(","))) or {"serve", "cold", "one", "random"}
     with tempfile.TemporaryDirectory(prefix="pb-bench-", dir=words.dir) as place:
         bench = Serving(Path(place), words.size, words.data, 0, words.rounds, words.seed)
-        bench.kind = "dir" if words.dir_repository else "restic"
+        bench.kind, bench.simple = "dir" if words.dir_repository else "restic", words.simple
         await bench.prepare()
         if "serve" in wanted:
             print(await sequential(bench, "serve"))
+        if "cold" in wanted:
+            print(await sequential(bench, "cold", cold=True))
         if "one" in wanted:
             print(await sequential(bench, "one", "--connections=1"))
         if "random" in wanted:

@@ -124,7 +124,14 @@ class Place:
     def boot(self, *words: object, halt: bool = True, to: Path | None = None) -> Command:
         """Begin the command."""
         line = [sys.executable, "-m", "pullback.cli.main", "boot", "--json", "-r", self.box.place.url]
-        line += ["--to", str(to or self.to), "--fill-after", "0", *(["--firmware", str(self.firmware)] if halt else []), *map(str, words)]
+        line += [
+            "--to",
+            str(to or self.to),
+            "--fill-after",
+            "0",
+            *(["--firmware", str(self.firmware)] if halt else []),
+            *map(str, words),
+        ]
         environ = os.environ | {
             "PULLBACK_STATE_DIR": str(self.box.directory / "state"),
             "PULLBACK_CACHE_DIR": str(self.box.access.caches),

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
+
+#: What the running command was interrupted by, as soon as it was: filled by whoever handles signals, and seen by all
+#: tasks that were begun after it was set. (Cancelled tasks are not told why.)
+INTERRUPTION: ContextVar[list[BaseException] | None] = ContextVar("INTERRUPTION", default=None)
 
 
 class Progress(Protocol):

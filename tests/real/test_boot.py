@@ -154,7 +154,9 @@ def test_killed_anywhere_the_same_command_goes_on(place: Place) -> None:
     _interrupted(place, signal.SIGKILL, -9)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_interrupted_it_says_what_waits_and_the_same_command_goes_on(one: Place, number: int, code: int) -> None:
     said = _interrupted(one, number, code)
     assert "web01 was left running; what it reads of its restore point waits until `pullback boot` is run" in said
@@ -402,6 +404,7 @@ def test_more_memory_than_there_is_is_refused() -> None:
         bootmachine.require_memory(replace(found, memory=1 << 46))
 
 
+@pytest.mark.slow
 def test_a_second_command_on_the_same_machine_is_busy(one: Place) -> None:
     command = one.boot(*SLOW)
     one.runs(command.started())
@@ -410,6 +413,7 @@ def test_a_second_command_on_the_same_machine_is_busy(one: Place) -> None:
     assert command.end()["filled"]
 
 
+@pytest.mark.slow
 def test_another_point_is_not_mixed_into_a_machine(one: Place) -> None:
     command = one.boot(*SLOW)
     one.runs(command.started())

@@ -321,7 +321,7 @@ def unprivileged() -> list[str]:
 
 
 def test_names_do_nothing_to_a_terminal(plain: Kept) -> None:
-    listed = plain.cli("ls", "vda2:/odd")
+    listed = plain.cli("ls", "vda2:/odd", "--trust")
     assert listed.returncode == 0, listed.stderr
     assert "a\\u000ab\\u001b[31m" in listed.stdout
     assert "\x1b" not in listed.stdout
@@ -363,7 +363,7 @@ def test_nobody_need_be_root(plain: Kept, short_dir: Path, unprivileged: list[st
     ("words", "code"),
     [
         (("get", "vda9:/x", "--trust"), "unknown-volume"),
-        (("get", "vda2:/nothing"), "no-such-file"),
+        (("get", "vda2:/nothing", "--trust"), "no-such-file"),
         (("get", "vda4:/x", "--trust"), "volume-unreadable"),
         (("get",), "usage"),
         (("get", "vda2:/x", "--to", "-"), "usage"),

@@ -15,6 +15,7 @@ import pytest
 from pullback import errors
 from pullback.flows import hooks
 from pullback.model.hooks import Hooks
+from pullback.progress import INTERRUPTION
 
 SUBJECT = hooks.Subject(machine="web01", repository="/srv/backup")
 #: Writes down which hook it is, with all of our variables.
@@ -188,7 +189,10 @@ def test_one_that_is_late_is_killed_with_its_children(tmp_path: Path) -> None:
     assert all_gone(pids(tmp_path / "pids", 2))
 
 
-def test_when_we_are_to_end_it_ends_with_its_children_and_error_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cause", [None, errors.Interrupted(), errors.Terminated()])
+def test_when_we_are_to_end_it_ends_with_its_children_and_error_runs(
+    tmp_path: Path, cause: errors.PullbackError | None
+) -> None:
     chosen = Hooks(pre=("sh", "-c", _ENDLESS, str(tmp_path / "pids")), error=recording(tmp_path).error)
 
     async def interrupted() -> None:
@@ -196,8 +200,11 @@ def test_when_we_are_to_end_it_ends_with_its_children_and_error_runs(tmp_path: P
             async with hooks.around(chosen, SUBJECT):
                 raise AssertionError("the backup was begun")
 
+        told: list[BaseException] = []
+        INTERRUPTION.set(told)
         task = asyncio.create_task(work())
         await asyncio.to_thread(pids, tmp_path / "pids", 2)
+        told += [cause] if cause else []
         task.cancel()
         await task
 
@@ -207,7 +214,9 @@ def test_when_we_are_to_end_it_ends_with_its_children_and_error_runs(tmp_path: P
     assert time.monotonic() - begun < 3
     assert all_gone(pids(tmp_path / "pids", 2))
     known = told(tmp_path, "error")
-    assert (known["STATUS"], known["ERROR_CODE"]) == ("interrupted", "terminated")
+    expected = cause or errors.Terminated()
+    assert (known["STATUS"], known["ERROR_CODE"]) == ("interrupted", expected.code)
+    assert known["EXIT_CODE"] == str(int(expected.exit_code))
 
 
 def test_one_that_ignores_sigterm_is_killed_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ entries = st.builds(
     st.integers(0, 2**32 - 1),
 )
 packs = st.lists(st.tuples(st.integers(0, 9).map(lambda n: bytes([n]) * 32), st.lists(entries, max_size=6)), max_size=4)
-sources = st.lists(st.tuples(packs, st.sampled_from(["part", "late", "add"])), max_size=14)
+sources = st.lists(st.tuples(packs, st.sampled_from(["part", "add"])), max_size=14)
 
 
 def places(listed: list[Packs], id: bytes, kind: Blob) -> set[Place]:
@@ -52,9 +52,7 @@ def built(given_sources: list[tuple[Packs, str]]) -> Index:
     made = Index(Part.of(given_packs) for given_packs, how in given_sources if how == "part")
     for given_packs, how in given_sources:
         made.find(blob_id(0))
-        if how == "late":
-            made.add_part(Part.of(given_packs))
-        elif how == "add":
+        if how == "add":
             for pack, found in given_packs:
                 made.add(pack, found)
     return made
@@ -121,7 +119,6 @@ def test_what_is_excluded_is_gone_until_it_comes_again(
     _same(made, left)
     for pack, found in later:
         made.add(pack, found)
-    made.add_part(Part.of(later))
     _same(made, [*left, later])
 
 

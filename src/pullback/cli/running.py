@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from pullback import errors
 from pullback.cli import asking
 from pullback.cli.output import Output
+from pullback.progress import INTERRUPTION
 
 T = TypeVar("T")
 #: Threads for what blocks, made when they are needed: a few for each of 64 machines.
@@ -55,12 +56,13 @@ async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
     loop = asyncio.get_running_loop()
     # By default there are four more than processors: with `--parallel`, some would wait until others have copied.
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
+    reasons: list[BaseException] = []
+    INTERRUPTION.set(reasons)
     task = asyncio.ensure_future(work)
-    reasons: list[type[errors.PullbackError]] = []
 
     def cancel(reason: type[errors.PullbackError]) -> None:
         if not reasons:
-            reasons.append(reason)
+            reasons.append(reason())
             asking.INTERRUPTED.set()
             task.cancel()
 
@@ -69,7 +71,7 @@ async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await task
     except asyncio.CancelledError as error:
-        raised = (reasons[0] if reasons else errors.Interrupted)()
+        raised = reasons[0] if reasons else errors.Interrupted()
         for note in getattr(error, "__notes__", []):
             raised.add_note(note)
         raise raised from None

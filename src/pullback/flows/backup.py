@@ -167,7 +167,8 @@ async def back_up(
     begun = time.monotonic()
     await jobs.require_free(machine)
     limiter = repo.Limiter(request.rate) if request.rate else None
-    async with entered(_writing(repository, machine.name, limiter)) as pending:
+    hurry = partial(filling.hurry, repository)
+    async with entered(_writing(repository, machine.name, limiter), hurry=hurry) as pending:
         work = _Backup(request, machine, repository, pending, progress or Silent(), begun)
         return await work.run()
 

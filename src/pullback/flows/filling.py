@@ -69,6 +69,12 @@ def tidy(repository: repo.Repository) -> None:
             repository.store.tidy()
 
 
+def hurry(repository: repo.Repository) -> None:
+    """Who waits for the repository's server has given up."""
+    if isinstance(repository, repo.ResticRepository):
+        repository.store.hurry()
+
+
 @contextlib.contextmanager
 def opened(pending: repo.Pending, target: str, *, cancel: Cancel) -> Iterator[Filling]:
     """The disk `target` of a pending point, open for filling while the block runs. `seal` it afterwards."""

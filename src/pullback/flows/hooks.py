@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pullback import errors
 from pullback.model.hooks import Hooks
 from pullback.programs import process
+from pullback.progress import INTERRUPTION
 
 #: What a hook may still take after we were interrupted: whoever sent SIGTERM waits.
 INTERRUPTED_SECONDS = 10.0
@@ -128,12 +129,20 @@ def _facts_of(error: BaseException) -> dict[str, str]:
     if isinstance(error, errors.PullbackError):
         status, code, name = "failed", error.exit_code, error.code
     elif isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
-        # By which signal is known above us only, and does not matter to a hook.
-        status, code, name = "interrupted", errors.Exit.TERMINATED, errors.Terminated.code
+        cause = _interruption(error)
+        status, code, name = "interrupted", cause.exit_code, cause.code
     else:
         status, code, name = "failed", errors.Exit.FAILED, errors.PullbackError.code
     text = str(error) or type(error).__name__
     return {"STATUS": status, "EXIT_CODE": str(int(code)), "ERROR_CODE": name, "ERROR": text}
+
+
+def _interruption(error: BaseException) -> errors.PullbackError:
+    """The signal's error, if somebody told us; else that of a plain cancel."""
+    told = INTERRUPTION.get()
+    if told and isinstance(told[0], errors.PullbackError):
+        return told[0]
+    return errors.Interrupted() if isinstance(error, KeyboardInterrupt) else errors.Terminated()
 
 
 # -- one program -----------------------------------------------------------------------------

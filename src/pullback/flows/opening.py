@@ -35,12 +35,8 @@ def open_machine(
     if isinstance(url, urls.ImagesMachine):
         from pullback.engine import offline  # here: a tenth of a command's start on a machine that runs
 
-        return offline.connect(
-            url, directories, command=command, name=name, anonymous=anonymous, finishing=finishing
-        )
-    return qemu.connect(
-        url.socket, directories, command=command, name=name, anonymous=anonymous, finishing=finishing
-    )
+        return offline.connect(url, directories, command=command, name=name, anonymous=anonymous, finishing=finishing)
+    return qemu.connect(url.socket, directories, command=command, name=name, anonymous=anonymous, finishing=finishing)
 
 
 async def on_machine(

@@ -27,7 +27,7 @@ from pullback.serve.source import PointSource, Source, is_damage
 from pullback.serve.words import Setup, Teller
 
 #: Threads that load, beside the processors: while some wait for the repository, others decode.
-_MORE_THREADS = 1
+_MORE_THREADS = 2
 _MOST_THREADS = 16
 _DETACH_SECONDS = 10.0
 

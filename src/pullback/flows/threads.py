@@ -44,9 +44,7 @@ def _retrieve(task: asyncio.Task[T]) -> None:
 
 
 @asynccontextmanager
-async def entered(
-    context: AbstractContextManager[T], *, hurry: Callable[[], None] | None = None
-) -> AsyncIterator[T]:
+async def entered(context: AbstractContextManager[T], *, hurry: Callable[[], None] | None = None) -> AsyncIterator[T]:
     """Enter a context manager that blocks, and leave it, both in threads.
 
     If we are cancelled meanwhile, we wait until it is entered, so that it can be left. `hurry` is called then: it

@@ -333,10 +333,6 @@ class Index:
             listed = self._state.count if alive is None else int(np.count_nonzero(alive))
             return listed + sum(map(len, self._fresh.values()))
 
-    def add_part(self, part: Part) -> None:
-        """What another index file lists is there too."""
-        self._append([part])
-
     def add(self, pack: bytes, entries: Sequence[Entry]) -> None:
         """The pack with that id, and what is in it, is there too."""
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,10 +29,13 @@ from pullback.repo.restic.pending import PendingPoint
 from pullback.repo.restic.reader import BlobReader, PointEndpoint
 from pullback.repo.restic.snapshots import Snapshot
 from pullback.repo.restic.types import Blob
-from pullback.repo.store import Kind, Store
+from pullback.repo.store import Kind, Store, Stored
 from pullback.repo.store.limit import Limiter
+from pullback.units import MiB
 
 _INDEX_THREADS = 8
+#: Bytes of an index file: restic's have 8 MiB at most, before they are compressed.
+_LARGE_INDEX = 16 * MiB
 
 
 class Repository:
@@ -57,6 +60,7 @@ class Repository:
         self.problems: list[str] = []
         self._index: Index | None = None
         self._loading = threading.Lock()
+        self._large = threading.Lock()
         #: What `fresh_index` left out, for those who read.
         self._doubtful: Index | None = None
         self.reader = BlobReader(store, key, self.find_blob)
@@ -101,19 +105,28 @@ class Repository:
         return frozenset(pack for pack, size in index.pack_sizes().items() if there.get(pack, -1) < size)
 
     def _load_index(self, without: frozenset[str] = frozenset()) -> Index:
-        names = sorted(stored.name for stored in self.store.list(Kind.INDEX) if stored.name not in without)
+        files = sorted(
+            (stored for stored in self.store.list(Kind.INDEX) if stored.name not in without),
+            key=lambda stored: stored.name,
+        )
         with ThreadPoolExecutor(_INDEX_THREADS, thread_name_prefix="index") as pool:
-            parts = list(pool.map(self._part, names))
+            parts = list(pool.map(self._part, files))
         return Index(part for part in parts if part is not None)
 
-    def _part(self, name: str) -> Part | None:
+    def room_for(self, file: Stored) -> contextlib.AbstractContextManager[object]:
+        """To be held while an index file is read: larger ones than programs make take memory one at a time."""
+        return self._large if file.size > _LARGE_INDEX else contextlib.nullcontext()
+
+    def _part(self, file: Stored) -> Part | None:
         """One index file, from the cache or the repository. A damaged one makes its blobs unknown."""
+        name = file.name
         if (part := self.cache.part(name)) is not None:
             return part
         where = f"index/{name}"
         try:
-            data = self.store.read(Kind.INDEX, name)
-            part = Part.parse(unpacked.open_file(self.key, data, name, where, limit=unpacked.MAX_INDEX), where)
+            with self.room_for(file):
+                data = self.store.read(Kind.INDEX, name)
+                part = Part.parse(unpacked.open_file(self.key, data, name, where, limit=unpacked.MAX_INDEX), where)
         except errors.ObjectMissing:
             return None  # merged into another one meanwhile
         except (errors.RepositoryDamaged, errors.ObjectDamaged) as error:
@@ -398,9 +411,27 @@ def open_repository(store: Store, password: Callable[[], str], *, caches: Path) 
     names = sorted(stored.name for stored in store.list(Kind.KEYS))[: keys.MAX_KEYS]
     if not names:
         raise errors.RepositoryDamaged(file="keys", problem="there is none")
-    files = [(name, store.read(Kind.KEYS, name)) for name in names]
-    key_name, key = keys.open_any(files, password(), store.url)
+    files, unread = _key_files(store, names)
+    try:
+        key_name, key = keys.open_any(files, password(), store.url)
+    except (errors.WrongPassword, errors.NoRepository):
+        if unread is not None:  # it may be the one
+            raise unread from None
+        raise
     return Repository(store, key, config.parse(key, sealed, store.url), caches, key_name=key_name)
+
+
+def _key_files(store: Store, names: Sequence[str]) -> tuple[list[tuple[str, bytes]], errors.PullbackError | None]:
+    """Name and content of those that can be read, and why the first of the others cannot."""
+    files, unread = [], None
+    for name in names:
+        try:
+            files.append((name, store.read(Kind.KEYS, name)))
+        except errors.ObjectMissing:
+            continue  # removed meanwhile
+        except (errors.ObjectDamaged, errors.PermissionDenied) as error:
+            unread = unread or error
+    return files, unread
 
 
 def create_repository(store: Store, password: str, *, caches: Path, cost: keys.Cost = keys.DEFAULT_COST) -> Repository:

@@ -34,7 +34,7 @@ from pullback.repo.restic.repository import Repository
 from pullback.repo.restic.snapshots import Snapshot
 from pullback.repo.restic.types import Blob, Entry
 from pullback.repo.restic.walking import WalkedDisk, Walker
-from pullback.repo.store import Kind
+from pullback.repo.store import Kind, Stored
 from pullback.repo.store.limit import Limiter
 from pullback.units import MiB, format_size, parse_size
 
@@ -315,22 +315,24 @@ class _Scrub:
 
     def _index(self) -> Index:
         """The index from the repository's own files."""
-        names = sorted(stored.name for stored in self._store.list(Kind.INDEX))
+        files = sorted(self._store.list(Kind.INDEX), key=lambda stored: stored.name)
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="scrub") as pool:
-            read = list(zip(names, pool.map(self._part, names), strict=True))
-        for name, part in read:
+            read = list(zip(files, pool.map(self._part, files), strict=True))
+        for file, part in read:
+            name = file.name
             if isinstance(part, errors.PullbackError):
                 self._bad_indexes.add(name)
                 self._asides[f"index/{name}"] = _problem(part)
         return Index(part for _, part in read if isinstance(part, Part))
 
-    def _part(self, name: str) -> Part | errors.PullbackError | None:
-        where = f"index/{name}"
+    def _part(self, file: Stored) -> Part | errors.PullbackError | None:
+        name, where = file.name, f"index/{file.name}"
         try:
-            data = self._store.read(Kind.INDEX, name)
-            if hashlib.sha256(data).hexdigest() == name and (part := self._repository.cache.part(name)) is not None:
-                return part  # made from these very bytes
-            part = Part.parse(unpacked.open_file(self._key, data, name, where, limit=unpacked.MAX_INDEX), where)
+            with self._repository.room_for(file):
+                data = self._store.read(Kind.INDEX, name)
+                if hashlib.sha256(data).hexdigest() == name and (part := self._repository.cache.part(name)) is not None:
+                    return part  # made from these very bytes
+                part = Part.parse(unpacked.open_file(self._key, data, name, where, limit=unpacked.MAX_INDEX), where)
         except errors.ObjectMissing:
             return None  # merged into another one meanwhile
         except _DAMAGE as error:
