@@ -124,6 +124,21 @@ def test_a_snapshot_that_cannot_be_read_hinders_prune_and_can_be_forgotten(path:
     assert ids(path) == [second]
 
 
+def test_a_killed_backup_keeps_forget_away_no_more(path: Path) -> None:
+    """Its lock is still there, and fresh."""
+    made.point(path, "web01", DAY)
+    point = made.point(path, "web01", DAY + HOUR)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    with made.opened(path) as repository:
+        holder = lockfile.Lock(
+            time=times.write(datetime.now(UTC)), exclusive=False, hostname=socket.gethostname(), username="u", pid=ended.pid
+        )
+        repository.store.write(repo.Kind.LOCKS, *unpacked.seal_file(repository.key, lockfile.encode(holder)))
+    assert forget(path, points=(point,), prune=True).removed == (point,)
+    assert len(ids(path)) == 1
+
+
 def test_a_backup_at_work_keeps_forget_away(path: Path) -> None:
     made.point(path, "web01", DAY)
     point = made.point(path, "web01", DAY + HOUR)

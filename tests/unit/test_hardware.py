@@ -19,7 +19,7 @@ from pullback.model.devices import Role
 from pullback.model.exports import NbdAddress
 from pullback.model.hardware import Hardware, Link, Network
 from pullback.model.points import Mode, PointDisk
-from pullback.programs import launching
+from pullback.programs import launching, qemu
 from pullback.programs.launching import Kernel, Offers, Place, Start
 from pullback.units import GiB, MiB
 
@@ -447,7 +447,7 @@ def test_memory_and_processors_are_bounded(words: str, memory: int, cpus: int) -
     [("/usr/bin/qemu-system-aarch64", "aarch64"), ("/x/qemu-system-../../evil", None), ("/usr/bin/kvm", None)],
 )
 def test_the_architecture_is_a_plain_word(program: str, architecture: str | None) -> None:
-    assert read("-nodefaults", program=program).architecture == (architecture or launching.qemu.architecture())
+    assert read("-nodefaults", program=program).architecture == (architecture or qemu.architecture())
 
 
 _TOKENS = st.sampled_from(

@@ -18,8 +18,8 @@ from pullback.model.exports import Tls, TlsKind
 
 if TYPE_CHECKING:
     from pullback.flows.exports import Access
-    from pullback.flows.snapshots import How
     from pullback.flows.servants import Trouble
+    from pullback.flows.snapshots import How
     from pullback.flows.staying import At, Thing
     from pullback.model.exports import Served
 

@@ -30,7 +30,8 @@ def open_machine(
     """A machine, locked for us while the block runs; what dead jobs left of it is cleared away first.
 
     `name`: what it is called in repositories, instead of its own name; `anonymous` lets a machine
-    without any pass, `finishing` one whose disks are half rolled back. Errors: those of `engine.qemu.connect` and `engine.offline.connect`.
+    without any pass, `finishing` one whose disks are half rolled back. Errors: those of
+    `engine.qemu.connect` and `engine.offline.connect`.
     """
     if isinstance(url, urls.ImagesMachine):
         from pullback.engine import offline  # here: a tenth of a command's start on a machine that runs

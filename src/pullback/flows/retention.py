@@ -208,6 +208,7 @@ def _done(request: Request, opened: Managed, report: Report, unread: Mapping[str
     before = _size(opened.repository.store) if request.prune else 0
     sound = [id for id in report.removed if id not in unread]
     bad = [id for id in report.removed if id in unread]
+    repo.unlocking.bury(opened.repository)  # restic knows a dead process by its age only
     if bad:  # restic cannot name what it cannot read
         with opened.repository.lock(exclusive=True):
             for id in bad:

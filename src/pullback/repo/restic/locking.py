@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -75,6 +76,14 @@ def held(store: Store, key: Key) -> list[Held]:
         with contextlib.suppress(errors.ObjectMissing):  # released between listing and reading
             found.append(Held(stored.name, _read(store, key, stored.name), stored.modified))
     return found
+
+
+def bury(store: Store, found: Iterable[Held]) -> None:
+    """Remove the locks of our own dead: they would keep restic from pruning. What cannot go, stays."""
+    for one in found:
+        if one.ended:
+            with contextlib.suppress(errors.PullbackError):
+                store.delete(Kind.LOCKS, one.name)
 
 
 def _read(store: Store, key: Key, name: str) -> lockfile.Lock | None:
@@ -158,14 +167,7 @@ class RepositoryLock:
         for other in found:
             if self._forbids(other) and not other.stale(now):
                 raise self._busy(other)
-        self._bury(found)
-
-    def _bury(self, found: list[Held]) -> None:
-        """Remove the locks of our own dead: they would keep restic from pruning. What cannot go, stays."""
-        for other in found:
-            if other.ended and other.name not in self._names:
-                with contextlib.suppress(errors.PullbackError):
-                    self._store.delete(Kind.LOCKS, other.name)
+        bury(self._store, found)
 
     # -- ours --------------------------------------------------------------------------------
 

@@ -70,6 +70,11 @@ def _probe(repository: Repository) -> Iterator[str]:
         repository.store.delete(Kind.LOCKS, name)
 
 
+def bury(repository: Repository) -> None:
+    """Remove the locks of processes of this host that have ended: restic would take them for living ones."""
+    locking.bury(repository.store, locking.held(repository.store, repository.key))
+
+
 def unlock(repository: Repository, *, everything: bool = False) -> tuple[Seen, ...]:
     """Remove the stale locks, or all of them; gives those that were there."""
     found = []
