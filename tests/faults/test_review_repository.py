@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
+import smallrepo
 import stored
-from pullback import repo, state
+from pullback import errors, repo, state
 from pullback.flows import backup as flow
-from pullback.flows import restore
+from pullback.flows import restore, threads
 from pullback.model import points, urls
+from pullback.model.points import Point
 from pullback.progress import Silent
+from pullback.repo import Kind
+from pullback.repo.restic import keys
+from pullback.repo.restic.repository import new_key
+from pullback.testing.stores import WrappedStore
 from pullback.units import MiB
 
 
@@ -95,3 +106,117 @@ def test_a_backup_clears_away_what_is_of_no_use_any_more(tmp_path: Path) -> None
     again(found)
     assert not left.exists()
     assert not cached.exists()
+
+
+# -- keys, locks and waiting -----------------------------------------------------------------
+
+
+@pytest.fixture(name="small")
+def new_small(tmp_path: Path) -> Iterator[smallrepo.Small]:
+    """A small repository in memory."""
+    with smallrepo.small():
+        yield smallrepo.make(tmp_path)
+
+
+def test_one_key_that_cannot_be_read_keeps_nobody_with_another_one_out(small: smallrepo.Small, tmp_path: Path) -> None:
+    [mine] = [stored.name for stored in small.store.list(Kind.KEYS)]
+    with smallrepo.opened(small.store, tmp_path) as repository:
+        other, data = new_key("other", repository.key, keys.Cost(2, 8, 1))
+    small.store.write(Kind.KEYS, other, data)
+    damaged = errors.ObjectDamaged(store="it", name=f"keys/{other}", problem="as was asked for")
+
+    def before(operation: str, kind: Kind, name: str) -> None:
+        if (operation, kind, name) == ("read", Kind.KEYS, other):
+            raise damaged
+
+    store = WrappedStore(small.store, before)
+    with repo.open_repository(store, lambda: smallrepo.PASSWORD, caches=tmp_path) as repository:
+        assert repository.key_name == mine
+    with pytest.raises(errors.ObjectDamaged) as caught:  # it may be the one
+        repo.open_repository(store, lambda: "other", caches=tmp_path)
+    assert caught.value is damaged
+
+
+@dataclass
+class Doubt:
+    """Once the first point of the run is visible, our lock cannot be asked for; and what is asked for fails."""
+
+    failing: frozenset[str] = frozenset()
+    on: bool = False
+    asked: int = 0
+
+    def before(self, operation: str, kind: Kind, name: str) -> None:
+        """Strike."""
+        if not self.on:
+            return
+        if (operation, kind) == ("list", Kind.LOCKS):
+            self.asked += 1
+            if self.asked == 1:
+                raise errors.StoreFailed(store="it", what="listing locks", reason="as was asked for")
+        if f"{operation} {kind}" in self.failing:
+            raise errors.StoreFailed(store="it", what=f"{operation} {kind}", reason="and this too")
+
+
+def doubted(small: smallrepo.Small, caches: Path, doubt: Doubt) -> Point:
+    """A backup after whose end nobody knows whether our lock was there."""
+
+    class Switching(WrappedStore):
+        def write(self, kind: Kind, name: str, data: bytes | bytearray | memoryview, *, new: bool = False) -> None:
+            super().write(kind, name, data, new=new)
+            doubt.on = doubt.on or kind is Kind.SNAPSHOTS
+
+    store = Switching(small.store, doubt.before)
+    with repo.open_repository(store, lambda: smallrepo.PASSWORD, caches=caches) as repository:
+        content = {
+            "vda": smallrepo.content_of("vda", (5, 5, 5, 5, 5)),
+            "vdb": smallrepo.content_of("vdb", (5, 5, 5, 5)),
+        }
+        return smallrepo.backup(repository, content, small.contents, 9)
+
+
+def test_who_cannot_ask_for_the_lock_when_the_point_is_visible_proves_it(
+    small: smallrepo.Small, tmp_path: Path
+) -> None:
+    doubt = Doubt()
+    point = doubted(small, tmp_path, doubt)
+    assert doubt.asked > 1, "a new lock was taken"
+    with smallrepo.opened(small.store, tmp_path) as repository:
+        assert repository.listing(smallrepo.MACHINE).points[-1].id == point.id
+
+
+def test_a_point_that_is_not_proven_goes_and_if_it_cannot_go_that_is_told_besides(
+    small: smallrepo.Small, tmp_path: Path
+) -> None:
+    before = {stored.name for stored in small.store.list(Kind.SNAPSHOTS)}
+    with pytest.raises(errors.StoreFailed, match="list index"):
+        doubted(small, tmp_path, Doubt(frozenset({"list index"})))
+    assert {stored.name for stored in small.store.list(Kind.SNAPSHOTS)} == before
+    with pytest.raises(errors.StoreFailed, match="list index") as caught:
+        doubted(small, tmp_path, Doubt(frozenset({"list index", "delete snapshots"})))
+    [left] = {stored.name for stored in small.store.list(Kind.SNAPSHOTS)} - before
+    assert any(left[:8] in note and "visible all the same" in note for note in caught.value.__notes__)
+
+
+def test_who_is_cancelled_while_something_is_entered_makes_that_short() -> None:
+    waiting, hurried = threading.Event(), threading.Event()
+
+    @contextmanager
+    def slow() -> Iterator[None]:
+        waiting.set()
+        assert hurried.wait(30)
+        yield
+
+    async def work() -> None:
+        async with threads.entered(slow(), hurry=hurried.set):
+            raise AssertionError("it went on")
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(work())
+        await asyncio.to_thread(waiting.wait, 30)
+        task.cancel()
+        await task
+
+    begun = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert time.monotonic() - begun < 10

@@ -81,10 +81,10 @@ def _little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "_MINIMUM_FREE", 16 * MiB)
 
 
-@pytest.mark.parametrize("kind", [Reverting, RevertingLots])
+@pytest.mark.parametrize("kind", [Reverting, pytest.param(RevertingLots, marks=pytest.mark.slow)])
 def test_a_machine_that_goes_back_now_and_then_stays_true(short_dir: Path, kind: type[Reverting]) -> None:
     before = MIX["step: rollback"]
-    live(short_dir, 2, 14, kind)
+    live(short_dir, 2, 10, kind)
     assert MIX["step: rollback"] > before
 
 

@@ -161,7 +161,7 @@ def test_a_damaged_chunk_is_found_before_anything_is_written(make_box: MakeBox) 
 # -- afterwards ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["dir", "restic"])
+@pytest.mark.parametrize("kind", ["dir", pytest.param("restic", marks=pytest.mark.slow)])
 def test_until_it_is_finished_nobody_may_use_the_disks(make_box: MakeBox, kind: str) -> None:
     box, then = prepared(make_box, kind=kind)
     interrupt(box)
@@ -330,18 +330,16 @@ def test_a_journal_that_cannot_be_read_blocks_everything_and_says_why(make_box: 
     record = json.loads(good)
     for bad in (
         "",
-        "[]",
-        "{" * 5000,
+        "[" * 100_000,
         json.dumps(record | {"phase": "done"}),
-        json.dumps(record | {"disks": []}),
         json.dumps(record | {"job": "../../etc"}),
-        json.dumps(record | {"disks": [record["disks"][0] | {"size": -1}]}),
-        json.dumps(record | {"disks": [record["disks"][0] | {"staged": 7}]}),
         json.dumps({name: value for name, value in record.items() if name != "point"}),
     ):
         path.write_text(bad)
-        done = box.cli("info", f"qmp:{box.qmp}", "--json")
-        assert (done.returncode, last_json(done.stdout)["code"]) == (13, "journal-damaged"), bad
+        with pytest.raises(errors.JournalDamaged):
+            box.backup()
+    done = box.cli("info", f"qmp:{box.qmp}", "--json")
+    assert (done.returncode, last_json(done.stdout)["code"]) == (13, "journal-damaged")
     path.write_text(good)
     assert rolling.roll(box).finished
 

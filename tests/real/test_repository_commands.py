@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -131,10 +132,9 @@ def test_a_killed_backup_keeps_forget_away_no_more(path: Path) -> None:
     with subprocess.Popen(["true"]) as ended:
         pass
     with made.opened(path) as repository:
-        holder = lockfile.Lock(
-            time=times.write(datetime.now(UTC)), exclusive=False, hostname=socket.gethostname(), username="u", pid=ended.pid
-        )
-        repository.store.write(repo.Kind.LOCKS, *unpacked.seal_file(repository.key, lockfile.encode(holder)))
+        host, now = socket.gethostname(), times.write(datetime.now(UTC))
+        holder = lockfile.Lock(time=now, exclusive=False, hostname=host, username="u", pid=ended.pid)
+        repository.store.write(Kind.LOCKS, *unpacked.seal_file(repository.key, lockfile.encode(holder)))
     assert forget(path, points=(point,), prune=True).removed == (point,)
     assert len(ids(path)) == 1
 

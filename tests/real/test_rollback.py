@@ -25,8 +25,11 @@ from pullback.programs import qemu, storage_daemon
 from pullback.progress import Silent
 from pullback.transfer import NbdEndpoint
 from pullback.units import KiB, MiB
+from victim import eventually, running
 
 BOTH = pytest.mark.parametrize("kind", ["dir", "restic"])
+#: One of them as a rule.
+RESTIC = pytest.mark.parametrize("kind", [pytest.param("dir", marks=pytest.mark.slow), "restic"])
 
 
 def went_back(box: Box, image: dict[str, bytes]) -> None:
@@ -224,6 +227,7 @@ class Continuing:
         if subject == self._subject:
             self._box.command("cont")
             self.seen.append(subject)
+            eventually(lambda: not running(self._box), seconds=5, what="the machine stopped again")
 
     def advance(self, subject: str, done: int) -> None:
         pass
@@ -300,7 +304,7 @@ def test_a_qemu_that_ends_at_a_reset_goes_back_only_to_end(make_box: MakeBox, wo
 # -- what differs ----------------------------------------------------------------------------
 
 
-@BOTH
+@RESTIC
 def test_without_bitmaps_the_whole_disk_is_compared_and_only_what_differs_is_written(
     make_box: MakeBox, kind: str
 ) -> None:
@@ -366,7 +370,7 @@ def test_a_disk_over_a_backing_file_goes_back(make_box: MakeBox, short_dir: Path
 # -- the safety point ------------------------------------------------------------------------
 
 
-@BOTH
+@RESTIC
 def test_the_machine_as_it_was_is_kept_and_can_be_gone_back_to(make_box: MakeBox, kind: str) -> None:
     box = make_box(kind=kind)
     box.scramble("vda", 1, 0, 2 * MiB)
@@ -528,7 +532,7 @@ def test_too_little_room_for_staging_is_told_first(box: Box, mount: Any) -> None
 # -- the command line ------------------------------------------------------------------------
 
 
-@BOTH
+@RESTIC
 def test_a_dry_run_tells_how_much_and_why_and_does_nothing(make_box: MakeBox, kind: str) -> None:
     box = make_box(kind=kind)
     box.scramble("vda", 1, 0, 3 * MiB)

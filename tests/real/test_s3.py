@@ -21,7 +21,7 @@ import proxy
 from proxy import Fault
 from pullback import errors
 from pullback.model.urls import S3Place
-from pullback.repo.store import Kind, answers, aws, opening
+from pullback.repo.store import Kind, answers, aws, opening, s3
 from pullback.repo.store.s3 import Patience, S3Store
 from pullback.repo.store.uploads import Uploads
 from pullback.testing.stores import named
@@ -120,6 +120,21 @@ def test_a_long_listing_goes_on_where_it_broke_off(bucket: Bucket) -> None:
         bucket.proxy.rule = rule
         assert sorted(each.name for each in store.list(Kind.LOCKS)) == sorted(names)
         assert len(broken) == 1
+
+
+@pytest.mark.parametrize("page", [1, 50, 299, 300, 301])
+def test_many_packs_are_listed_in_several_places_at_once(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(s3, "_PAGE", page)
+    with bucket.store() as store, ThreadPoolExecutor(8) as pool:
+        names = sorted(named(str(number).encode()) for number in range(300))
+        list(pool.map(lambda name: store.write(Kind.DATA, name, b""), names))
+        bucket.proxy.seen.clear()
+        assert [each.name for each in store.list(Kind.DATA)] == names
+    starts = [request.path for request in bucket.proxy.seen if "start-after" in request.path]
+    # One for what is left below the digit of the last name seen, and one for each digit behind it.
+    assert len(starts) == (16 - int(names[page - 1][0], 16) if page <= len(names) else 0)
 
 
 def test_what_others_put_there_is_left_out_of_lists(bucket: Bucket) -> None:

@@ -181,9 +181,10 @@ pullback files latest get vg0/home:/home/ada --to ada.tar -r /srv/backup --machi
 pullback files 2026-11-20 get /var/lib/app/app.db --to - -r /srv/backup | sha256sum
 ```
 """,
-    "prove": """The machine is made again as the restore point describes it, without a network, on disks that are thrown
-away. It is proven when all is seen that was asked for. Without `--agent`, `--console-text`, `--run` and `--still-running` it is
-chosen by what the machine had, and said. A screenshot, the console and the figures are written to a new directory:
+    "prove": """\
+The machine is made again as the restore point describes it, without a network, on disks that are thrown away. It is
+proven when all is seen that was asked for. Without `--agent`, `--console-text`, `--run` and `--still-running`, what the
+machine had decides, and it is said. A screenshot, the console and the figures are written to a new directory:
 `report.html`, `report.json`, `screen.png`, `console.log`. If one does not come up, the exit code is 13. With `--all`, a
 restore point that cannot be tried does not keep the others from it. See [prove.md](prove.md).
 

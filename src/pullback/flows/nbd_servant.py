@@ -12,25 +12,37 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from pullback.flows import servant
 from pullback.flows.passing import OverlaidDisk
 from pullback.model.exports import NbdAddress
+from pullback.serve.export import Export
 from pullback.serve.server import Server
 
 
 def main() -> None:
     """Serve, until we are killed."""
     setup, words, listener, most = map(int, sys.argv[1:5])
-    serving = servant.begin(setup, words)
-    above = _above(serving, *sys.argv[5:], most=most) if len(sys.argv) > 5 else None
-    server = Server(_listening(listener), serving.disks, most=None if above else most or None)
+    # Clients are let in before the disks can be read; those that come later need not pass through that any more.
+    exports: dict[str, Export] = {}
+    writable = len(sys.argv) > 5
+    server = Server(_listening(listener), exports, most=None if writable else most or None)
+    running = threading.Thread(target=server.run, name="server", daemon=True)
+
+    def let_in(disks: Mapping[str, Export]) -> None:
+        exports.update(disks)
+        running.start()
+
+    serving = servant.begin(setup, words, early=let_in)
+    exports.update(serving.disks)
+    above = _above(serving, *sys.argv[5:], most=most) if writable else None
     servant.silence()
     serving.teller.ready()
     if above is not None:
-        threading.Thread(target=above.run, name="above", daemon=True).start()
-    server.run()
+        above.run()
+    running.join()
 
 
 def _above(serving: servant.Servant, listener: str, path: str, *, most: int) -> Server:

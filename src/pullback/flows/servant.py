@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from pullback.model.points import Point
 from pullback.programs import process
 from pullback.serve.blocks import Blocks
 from pullback.serve.disk import Disk, Workers
+from pullback.serve.late import LateDisk
 from pullback.serve.patience import Patience, PatientStore
 from pullback.serve.source import PointSource, Source, is_damage
 from pullback.serve.words import Setup, Teller
@@ -30,25 +31,34 @@ from pullback.serve.words import Setup, Teller
 _MORE_THREADS = 2
 _MOST_THREADS = 16
 _DETACH_SECONDS = 10.0
+#: Gets disks by target.
+Early = Callable[[Mapping[str, LateDisk]], None]
 
 
 class Servant:
     """The disks of a restore point, to be read by the threads of a server."""
 
-    def __init__(self, setup: Setup, teller: Teller) -> None:
-        """Open all. Raises what opening a repository and finding a point do, `VerificationFailed`."""
+    def __init__(self, setup: Setup, teller: Teller, early: Early | None = None) -> None:
+        """Open all. Raises what opening a repository and finding a point do, `VerificationFailed`.
+
+        `early` gets the disks before they are there.
+        """
         self.setup = setup
         self.teller = teller
         self.patience = Patience(teller, patient=setup.patient)
         self._stack = ExitStack()
         self.repository = self._repository()
         self.point: Point = self.repository.point(setup.machine, setup.point)
+        late = {target: LateDisk(target, self.point.disk(target).size) for target in setup.targets}
+        if early is not None:
+            early(late)
         blocks, sources = Blocks(setup.cache), [self._source(target) for target in setup.targets]
         self._workers = Workers(self._threads())
         self.disks = {
             target: Disk(target, source, blocks, self._workers, self._lost)
             for target, source in zip(setup.targets, sources, strict=True)
         }
+        self._late = late
 
     def _repository(self) -> repo.Repository:
         place = urls.repository(self.setup.repository)
@@ -76,6 +86,8 @@ class Servant:
     def start(self) -> None:
         """Begin to load, when nothing forks any more."""
         self._workers.start()
+        for target, late in self._late.items():
+            late.be(self.disks[target])
 
     def close(self) -> None:
         """Let go of all."""
@@ -83,8 +95,10 @@ class Servant:
         self._stack.close()
 
 
-def begin(setup: int, words: int, *, gone: Callable[[], None] | None = None) -> Servant:
+def begin(setup: int, words: int, *, gone: Callable[[], None] | None = None, early: Early | None = None) -> Servant:
     """The servant that two inherited descriptors describe. What fails is told before it is raised.
+
+    `early` gets the disks as soon as the point is found: who asks them waits until they are there.
 
     `gone` is called, in a thread, as soon as the process that started us is not there any more; without it
     this one ends then.
@@ -92,7 +106,7 @@ def begin(setup: int, words: int, *, gone: Callable[[], None] | None = None) -> 
     teller = Teller(words)
     try:
         threading.Thread(target=_watch, args=(words, gone or partial(os._exit, 1)), name="watch", daemon=True).start()
-        servant = Servant(Setup.from_file(setup), teller)
+        servant = Servant(Setup.from_file(setup), teller, early)
     except BaseException as error:
         teller.failed(error)
         raise

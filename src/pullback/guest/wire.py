@@ -149,5 +149,7 @@ class Channel:
         self._alive()
 
     def _gone(self, reason: str) -> errors.ProgramFailed:
-        self._alive()  # usually knows better why
+        for _ in range(20):  # who looks usually knows better why, as soon as the end can be seen
+            self._alive()
+            time.sleep(_TICK)
         return errors.ProgramFailed(program="the reader", status="ended", message=reason)

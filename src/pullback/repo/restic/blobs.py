@@ -6,6 +6,7 @@ plain -> (zstd, if that makes it smaller) -> sealed;     id = SHA-256 of plain
 from __future__ import annotations
 
 import hashlib
+import threading
 from typing import NamedTuple, TypeVar
 
 from pullback import errors
@@ -85,17 +86,44 @@ class Scratch:
 
 def decode_into(scratch: Scratch, key: crypto.Key, sealed: Buffer, entry: Entry, where: str) -> bytes | bytearray:
     """`decode`, but the content is valid only until `scratch` is used again."""
-    if not 0 < entry.raw_length <= scratch.largest:
+    inside = entry.length - crypto.OVERHEAD
+    if inside <= 0 or max(inside, entry.raw_length) > scratch.largest:
         return decode(key, sealed, entry, where)
-    content = scratch.of(entry.raw_length)
-    compression.decompress_into(_unsealed(key, sealed, entry, where), content, where)
+    _require_length(sealed, entry, where)
+    content = scratch.of(entry.raw_length or inside)
+    if entry.raw_length:
+        packed = _PACKED.of(inside)
+        crypto.unseal_into(key, sealed, packed, where)
+        compression.decompress_into(packed, content, where)
+    else:
+        crypto.unseal_into(key, sealed, content, where)
     return _proven(content, entry, where)
 
 
+class _Packed(threading.local):
+    """Each thread's memory for what is unsealed and still compressed."""
+
+    def __init__(self) -> None:
+        self._room = bytearray()
+
+    def of(self, size: int) -> memoryview:
+        """So many bytes of it; what was in it is gone."""
+        if len(self._room) < size:
+            self._room = bytearray(size)
+        return memoryview(self._room)[:size]
+
+
+_PACKED = _Packed()
+
+
 def _unsealed(key: crypto.Key, sealed: Buffer, entry: Entry, where: str) -> bytes:
+    _require_length(sealed, entry, where)
+    return crypto.unseal(key, sealed, where)
+
+
+def _require_length(sealed: Buffer, entry: Entry, where: str) -> None:
     if len(sealed) != entry.length:
         raise errors.RepositoryDamaged(file=where, problem=f"a blob has {len(sealed)} bytes instead of {entry.length}")
-    return crypto.unseal(key, sealed, where)
 
 
 def _proven(plain: Plain, entry: Entry, where: str) -> Plain:

@@ -82,6 +82,18 @@ def unseal(key: Key, sealed: Buffer, where: str) -> bytes:
     return Cipher(algorithms.AES(key.encrypt), modes.CTR(bytes(view[:_BLOCK]))).decryptor().update(view[_BLOCK:-_BLOCK])
 
 
+def unseal_into(key: Key, sealed: Buffer, buffer: bytearray | memoryview, where: str) -> None:
+    """Fill the whole `buffer` with the plain content, which has `OVERHEAD` bytes less than `sealed`.
+
+    Raises as `unseal`. It saves what that spends on new memory, a tenth of a millisecond for 1 MiB.
+    """
+    if not authentic(key, sealed):
+        raise errors.RepositoryDamaged(file=where, problem="it was changed after it was written")
+    view = memoryview(sealed)
+    decryptor = Cipher(algorithms.AES(key.encrypt), modes.CTR(bytes(view[:_BLOCK]))).decryptor()
+    decryptor.update_into(view[_BLOCK:-_BLOCK], buffer)
+
+
 def authentic(key: Key, sealed: Buffer) -> bool:
     """Is it as this key sealed it?"""
     if len(sealed) < OVERHEAD:

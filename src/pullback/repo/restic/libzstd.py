@@ -104,7 +104,7 @@ def decompress_into(data: Buffer, buffer: bytearray) -> bool:
     if _LIBRARY is None or context is None or not data or not buffer or not context.decoding():
         return False
     # Both are held by these objects while the library uses them.
-    source = data if isinstance(data, bytes) else bytes(data)
+    source = data if isinstance(data, bytes) else _at(data)
     target = _at(buffer)
     if _LIBRARY.frame(source, len(source)) != len(source):
         return False

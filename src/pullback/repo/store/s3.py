@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -120,7 +121,29 @@ class S3Store:
         if kind is Kind.CONFIG:
             yield from self._config()
             return
-        directory, last = f"{kind.value}/", None
+        count, last = 0, ""
+        for found in self._listed(kind):
+            yield found
+            count, last = count + 1, path_of(kind, found.name)
+            if kind is Kind.DATA and count == _PAGE:
+                break
+        else:
+            return
+        yield from self._rest(kind, last)
+
+    def _rest(self, kind: Kind, last: str) -> Iterator[Stored]:
+        """What is listed behind `last`: in several places at once, because one page tells where the next begins."""
+        bounds = [f"{kind.value}/{digit:x}" for digit in range(1, 16)]
+        starts = [last, *(bound for bound in bounds if bound > last)]
+        ends = [*starts[1:], None]
+        with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="listing") as pool:
+            parts = pool.map(lambda start, end: list(self._listed(kind, start, end)), starts, ends)
+            for part in parts:
+                yield from part
+
+    def _listed(self, kind: Kind, start: str | None = None, end: str | None = None) -> Iterator[Stored]:
+        """What lies behind the path `start` and before `end`, by name."""
+        directory, last = f"{kind.value}/", start
         pages: Any = None
 
         def page() -> Any:
@@ -136,6 +159,8 @@ class S3Store:
         while (found := self._ask(f"listing {kind.value}", page)) is not None:
             for entry in found:
                 last = entry["path"]
+                if end is not None and last >= end:
+                    return
                 name = last.rpartition("/")[2]
                 if is_name(name) and last == path_of(kind, name):
                     yield Stored(name=name, size=entry["size"], modified=entry["last_modified"])
