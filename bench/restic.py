@@ -8,7 +8,7 @@ The disk has --data of the files of this very machine (and a tenth of noise) wit
               stored against those of the chunks touched, compressed
   unchanged   `pullback backup --level full` of the unchanged disk, against nbdcopy of an equal export to nothing
   restore     `pullback restore` to raw, against `restic restore`, synced
-  memory      the largest process of ours in each of these
+  memory      the largest process of ours in each of these, and the processor time of each and of QEMU
   s3          a backup through a proxy to a local S3 server, with 50 ms before each answer and without
 
 With --chunks: the table of chunk sizes, measured on the writer alone.
@@ -23,6 +23,7 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,8 @@ class Repositories(Bench):
     """The same machine as in the first part, with real data."""
 
     memory: dict[str, int] = field(default_factory=dict)
+    #: Seconds of processor time of each run: its own, and QEMU's meanwhile.
+    cpu: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     @property
     def raw(self) -> Path:
@@ -82,24 +85,29 @@ class Repositories(Bench):
         process.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", self.raw, self.image], timeout=3600)
 
     def environ(self) -> dict[str, str]:
-        """Passwords and caches of both programs."""
-        return os.environ | {
+        """Passwords and caches of both programs. Ours may find its bytecode, as when it is installed."""
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return inherited | {
             "RESTIC_PASSWORD": _PASSWORD,
             "RESTIC_CACHE_DIR": str(self.place / "cache"),
             "PULLBACK_STATE_DIR": str(self.place / "state"),
         }
 
     def run(self, name: str, argv: list[str], environ: dict[str, str] | None = None) -> tuple[float, str]:
-        """A program from start to end, synced; gives seconds and its output. Its memory is noted under `name`."""
+        """A program from start to end, synced; gives seconds and its output.
+
+        Its memory, and the processor time that it and QEMU took, are noted under `name`.
+        """
         os.sync()
-        begun = time.monotonic()
+        begun, machine = time.monotonic(), self._machine_cpu()
         with tempfile.TemporaryFile() as output:
             child = subprocess.Popen(argv, stdout=output, stderr=subprocess.PIPE, env=self.environ() | (environ or {}))
             assert child.stderr is not None
             peak = _Peak(child.pid)
             peak.start()
             complaint = child.stderr.read().decode()
-            child.wait()
+            _, status, used = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
             output.seek(0)
             text = output.read().decode()
         os.sync()
@@ -107,7 +115,13 @@ class Repositories(Bench):
         if child.returncode not in (0, 3):
             raise SystemExit(f"{' '.join(argv)} failed:\n{complaint}")
         self.memory[name] = max(self.memory.get(name, 0), peak.kib)
+        self.cpu.setdefault(name, []).append((used.ru_utime + used.ru_stime, self._machine_cpu() - machine))
         return seconds, text
+
+    def _machine_cpu(self) -> float:
+        """Seconds of processor time that QEMU took so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def ours(self, name: str, *words: str, environ: dict[str, str] | None = None) -> tuple[float, dict[str, object]]:
         """Our program; gives seconds and its result."""
@@ -190,7 +204,8 @@ def whole(bench: Repositories) -> Row:
         theirs = bench.new("theirs")
         other.append(bench.run("restic backup", ["restic", "backup", "-q", "-r", theirs, str(bench.raw)])[0])
         print(f"  round {number}: pullback {ours[-1]:.2f} s, restic {other[-1]:.2f} s", file=sys.stderr)
-    print(f"  stored: {_size(bench.place / 'ours')} MiB, restic {_size(bench.place / 'theirs')} MiB", file=sys.stderr)
+    sizes = _size(bench.place / "ours"), _size(bench.place / "theirs")
+    print(f"  stored: {sizes[0]} MiB, restic {sizes[1]} MiB, ratio {sizes[0] / sizes[1]:.3f}", file=sys.stderr)
     return Row("whole", ours, other, "restic backup")
 
 
@@ -372,6 +387,9 @@ def _rows(bench: Repositories, only: set[str]) -> None:
         str(row(bench)) for name, row in (("unchanged", unchanged), ("restore", restore), ("s3", s3)) if name in wanted
     ]
     print("\n".join(lines))
+    for name, taken in bench.cpu.items():
+        own, machine = (statistics.median(column) for column in zip(*taken, strict=True))
+        print(f"processor  {name}: {own:.1f} s, and QEMU {machine:.1f} s")
     peaks = ", ".join(f"{name} {peak / 1024:.0f}" for name, peak in bench.memory.items())
     print(f"memory     peak of the largest process, MiB: {peaks}")
 

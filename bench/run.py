@@ -55,6 +55,8 @@ class Bench:
     seed: int
     pauses: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
+    #: QEMU's process.
+    pid: int = 0
 
     @property
     def image(self) -> Path:
@@ -71,7 +73,9 @@ class Bench:
         """A machine whose CPU idles, on a disk with `data` bytes of data."""
         self._fill()
         disk = qemu.Disk(id="vda", path=self.image)
-        with qemu.start(qemu.Machine(name="bench", idle=True, disks=[disk], qmp=[self.place / _SOCKET], hmp=self.hmp)):
+        machine = qemu.Machine(name="bench", idle=True, disks=[disk], qmp=[self.place / _SOCKET], hmp=self.hmp)
+        with qemu.start(machine) as process:
+            self.pid = process.pid
             yield
 
     def _fill(self) -> None:

@@ -180,6 +180,9 @@ def test_until_it_is_finished_nobody_may_use_the_disks(make_box: MakeBox, kind: 
     ):
         done = box.cli(*words, "--json")
         assert (done.returncode, last_json(done.stdout)["code"]) == (11, "rollback-pending"), words
+    told = [check for check in last_json(box.cli("doctor", "--json").stdout)["checks"] if check["name"] == "rollback"]
+    assert [check["status"] for check in told] == ["problem"]
+    assert "pullback rollback" in told[0]["remedy"]
     # Its own machine goes on, and has no word in it.
     box.command("cont")
     assert rolling.roll(box).finished

@@ -372,6 +372,7 @@ def test_nobody_need_be_root(plain: Kept, short_dir: Path, unprivileged: list[st
 def test_what_is_wrong_is_said(plain: Kept, tmp_path: Path, words: tuple[str, ...], code: str) -> None:
     to = () if "--to" in words else ("--to", tmp_path / "x")
     done = plain.cli(*words, *to, "--json")
+    assert done.stdout, done.stderr
     assert kit.last_json(done.stdout)["code"] == code
     assert os.listdir(tmp_path) == []
 

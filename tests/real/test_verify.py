@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from pathlib import Path
 
 import pytest
 
+import stored
 from kit import Box, MakeBox, last_json
 from pullback import errors
+from pullback.flows import verify
 from pullback.units import KiB, MiB
 
 
@@ -118,3 +122,19 @@ def test_short_ids_and_tags_are_listed(box: Box) -> None:
     assert first[:8] in listed
     assert first[:9] not in listed
     assert "monthly" in listed
+
+
+@pytest.mark.parametrize("kind", ["restic", "dir"])
+def test_reading_may_be_slowed_down(tmp_path: Path, kind: str) -> None:
+    """The first second's worth is free, so 3 MiB of noise at 1 MiB a second take at least a second more."""
+    found = stored.store(tmp_path, kind, {"vda": random.Random(1).randbytes(3 * MiB)})
+    request = verify.Request(repository=found.place, access=found.access, read_data=True, rate=MiB)
+    report = asyncio.run(verify.verify(request))
+    assert report.clean
+    assert report.seconds >= 1
+
+
+def test_a_rate_is_not_for_reading_a_machine(box: Box) -> None:
+    done = box.cli("verify", "--against", f"qmp:{box.qmp}", "-r", box.repository, "--limit-rate", "1M")
+    assert done.returncode == 2
+    assert "--against reads a machine" in done.stderr

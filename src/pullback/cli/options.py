@@ -69,7 +69,7 @@ LimitRate = Annotated[
         "--limit-rate",
         metavar="RATE",
         help="So much a second at most (10M, 500K): of what a backup sends (to a dir: repository, of what it reads), "
-        "and of the disks that a restore writes.",
+        "of the disks that a restore writes, and of the data that verify reads.",
     ),
 ]
 Parallel = Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pullback import errors
 from pullback.cli import configured, options
 from pullback.cli.output import Output
 from pullback.cli.points import short
@@ -53,6 +54,7 @@ def verify(
     disk: options.Disks = None,
     machine: options.MachineName = None,
     name: options.Name = None,
+    limit_rate: options.LimitRate = None,
     scratch: options.Scratch = None,
     config: options.Config = None,
     state_dir: options.StateDir = None,
@@ -72,6 +74,7 @@ def verify(
         only=tuple(disk or ()),
         machine=machine,
         name=name,
+        limit_rate=limit_rate,
         scratch=scratch,
         config=config,
         state_dir=state_dir,
@@ -95,12 +98,14 @@ class _Wish:
     only: tuple[str, ...]
     machine: str | None
     name: str | None
+    limit_rate: str | None
     scratch: Path | None
     config: Path | None
     state_dir: Path | None
 
 
 async def _request(wish: _Wish) -> flow_verify.Request:
+    from pullback import units
     from pullback.flows import verify as flow
 
     chosen = configured.repository(wish.repository, configured.load(wish.config), state=wish.state_dir)
@@ -113,6 +118,7 @@ async def _request(wish: _Wish) -> flow_verify.Request:
         all=wish.everything,
         read_data=wish.read_data,
         sample=wish.sample,
+        rate=units.parse_size(wish.limit_rate) if wish.limit_rate else None,
     )
 
 
@@ -202,6 +208,8 @@ async def _audit_request(wish: _Wish) -> auditing.Request:
     from pullback import state
     from pullback.flows import auditing
 
+    if wish.limit_rate:
+        raise errors.UsageError(problem="--limit-rate is for the data of a repository; --against reads a machine")
     known = configured.load(wish.config)
     chosen = configured.repository(wish.repository, known, state=wish.state_dir)
     place, of = configured.machine(wish.against or "", known)

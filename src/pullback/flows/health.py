@@ -13,7 +13,9 @@ from pathlib import Path
 from pullback import errors, state
 from pullback.engine import scratch
 from pullback.model.disks import Disk
+from pullback.model.rollbacks import Phase
 from pullback.programs import process, restic
+from pullback.state import rollbacks
 from pullback.units import format_size
 
 
@@ -119,6 +121,18 @@ def directories(found: state.Directories) -> Iterator[Check]:
     """Where we keep things."""
     for name, path in (("state", found.state), ("runtime", found.runtime), ("cache", found.cache)):
         yield _directory(name, path)
+    yield from _interrupted_rollbacks(found)
+
+
+def _interrupted_rollbacks(found: state.Directories) -> Iterator[Check]:
+    """Disks that nobody may use until a rollback is finished."""
+    subject = Subject(area="directories", subject=str(found.state))
+    try:
+        pending = [journal for journal in rollbacks.every(found.state) if journal.phase is Phase.WRITING]
+    except errors.PullbackError as error:
+        yield subject.failed("rollback", error)
+        return
+    yield from (subject.failed("rollback", rollbacks.pending(journal)) for journal in pending)
 
 
 def _directory(name: str, path: Path) -> Check:

@@ -38,7 +38,7 @@ class Request:
     read_data: bool = False
     #: Read only a random part of it: `5%`, `10G`, or a number of packs.
     sample: str | None = None
-    #: Bytes of packs to be read in a second at most.
+    #: Bytes of packs (of a `dir:` repository, of disks) to be read in a second at most.
     rate: int | None = None
 
 
@@ -187,10 +187,13 @@ async def _verify_point(
     repository: repo.Repository, point: Point, request: Request, progress: Progress
 ) -> list[Verdict]:
     verdicts = []
+    limiter = repo.Limiter(request.rate) if request.rate else None
     async with reading_of(repository, point):
         for disk in choose(point, request.only):
             cancel = cancel_for(repository)
-            work = partial(_verify_disk, repository, point, disk, progress, cancel, alone=not request.all)
+            work = partial(
+                _verify_disk, repository, point, disk, progress, cancel, alone=not request.all, limiter=limiter
+            )
             verdicts.append(await blocking(work, cancel=cancel))
         if not request.only:
             verdicts += await asyncio.to_thread(_verify_rest, repository, point)
@@ -209,7 +212,14 @@ def _verify_rest(repository: repo.Repository, point: Point) -> list[Verdict]:
 
 
 def _verify_disk(
-    repository: repo.Repository, point: Point, disk: PointDisk, progress: Progress, cancel: Cancel, *, alone: bool
+    repository: repo.Repository,
+    point: Point,
+    disk: PointDisk,
+    progress: Progress,
+    cancel: Cancel,
+    *,
+    alone: bool,
+    limiter: repo.Limiter | None,
 ) -> Verdict:
     try:
         if isinstance(repository, repo.Directory):
@@ -218,7 +228,7 @@ def _verify_disk(
             problems = repo.complaints(links if alone else links[:1])
             if problems:
                 return Verdict(machine=point.machine, point=point.id, target=disk.target, problem="; ".join(problems))
-        read = reading.prove(repository, point, disk, None, progress=progress, cancel=cancel)
+        read = reading.prove(repository, point, disk, None, progress=progress, cancel=cancel, limiter=limiter)
     except errors.VerificationFailed as error:
         return Verdict(machine=point.machine, point=point.id, target=disk.target, problem=error.problem)
     return Verdict(machine=point.machine, point=point.id, target=disk.target, read=read)
