@@ -135,7 +135,9 @@ def test_the_script_starts_it_again_from_its_whole_disks(one: Place) -> None:
     command.done()
     one.off(facts)
     (one.box.repository).rename(one.box.directory / "gone")
-    again = subprocess.Popen([one.to / "start.sh"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    again = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", one.to / "start.sh"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     one.pids.append(again.pid)
     deadline = time.monotonic() + 30
     while not Path(facts["monitor"].removeprefix("qmp:")).is_socket():
@@ -346,7 +348,9 @@ def test_somebody_else_may_start_it(one: Place) -> None:
     command = one.boot("--no-start", *SLOW)
     facts = command.until(kind="machine-ready")["facts"]
     assert facts["pid"] is None
-    machine = subprocess.Popen([one.to / "start.sh"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    machine = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", one.to / "start.sh"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     one.pids.append(machine.pid)
     report = command.done()
     assert (report["filled"], report["runs"]) == (True, True)
