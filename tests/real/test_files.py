@@ -377,7 +377,10 @@ def test_what_is_wrong_is_said(plain: Kept, tmp_path: Path, words: tuple[str, ..
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"),
+    [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_who_is_ended_leaves_nothing(restic: Kept, tmp_path: Path, signum: int, status: int) -> None:
     environ = os.environ | {
         "PULLBACK_STATE_DIR": str(restic.directory / "state"),

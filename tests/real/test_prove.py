@@ -228,7 +228,10 @@ def test_what_makes_no_sense_is_refused(kept: dict[str, Kept], words: tuple[str,
     assert (done.returncode, kit.last_json(done.stdout)["code"]) == (2, "usage")
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"),
+    [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_who_is_ended_leaves_no_machine(kept: dict[str, Kept], signum: int, status: int) -> None:
     one = kept["dir"]
     environ = os.environ | {"PULLBACK_STATE_DIR": str(one.directory / "state")}
