@@ -107,7 +107,7 @@ def _engine_lines(can: dict[str, Any]) -> list[str]:
         f"  engine   {'filter: a failing copy breaks the snapshot, never the guest' if can['filter'] else 'classic'}"
     ]
     if defects["snapshot_reads_cross"]:
-        lines.append("  note     this build reads snapshots wrongly in large requests; Pullback reads in 64 KiB")
+        lines.append("  note     this build answers some long reads of snapshots wrongly; Pullback reads those again")
     if defects["iothread_nbd_aborts"]:
         how = "they are read through FUSE" if can["fuse"] else "and it has no FUSE exports: they cannot be backed up"
         lines.append(f"  note     this build dies of NBD clients of disks in an iothread; {how}")

@@ -505,8 +505,8 @@ def _limit(context: Context, part: Part) -> int | None:
 
 
 def _tells_copied(context: Context, part: Part) -> bool:
-    """Must it be known what was copied? Only NBD can tell it."""
-    return _limit(context, part) is not None and _over_nbd(context, part)
+    """Must it be known what was copied? Only NBD can tell it, and a push reads nothing through us."""
+    return _limit(context, part) is not None and _over_nbd(context, part) and not context.request.pushed
 
 
 async def _export_nbd(context: Context, part: Part) -> Export:
