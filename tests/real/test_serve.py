@@ -297,8 +297,8 @@ def test_no_more_clients_than_allowed(restic: Stored) -> None:
 # -- copy on write ---------------------------------------------------------------------------
 
 
-def test_what_clients_write_is_kept_apart_and_thrown_away(stored: Stored, tmp_path: Path) -> None:
-    place = tmp_path / "state"
+def test_what_clients_write_is_kept_apart_and_thrown_away(stored: Stored, tmp_path: Path, short_dir: Path) -> None:
+    place = short_dir / "state"
     with running("serve", stored, "--copy-on-write", state=place) as program:
         assert [disk["writable"] for disk in program.result["disks"]] == [True, True]
         run("qemu-io", "-f", "raw", "-c", "write -P 7 1M 64k", "-c", "write -z 4M 64k", "-c", "flush", program.uri())
