@@ -27,20 +27,34 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pullback import errors
 from pullback.repo.restic import documents
 from pullback.repo.restic.types import ID, OVERHEAD, Blob, Buffer, Entry
 from pullback.units import MiB
 
-Numbers = npt.NDArray[np.uint64]
-Halves = npt.NDArray[np.uint32]
-Small = npt.NDArray[np.uint8]
-Rows = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Numbers = npt.NDArray[np.uint64]
+    Halves = npt.NDArray[np.uint32]
+    Small = npt.NDArray[np.uint8]
+    Rows = npt.NDArray[np.int64]
+else:
+
+    class _Numpy:
+        """numpy, imported when it is first used: a third of a command's start, which many commands never need."""
+
+        def __getattr__(self, name: str) -> Any:
+            import numpy
+
+            value = getattr(numpy, name)
+            setattr(self, name, value)
+            return value
+
+    np = _Numpy()
 
 #: Blobs that are added before they are made a part.
 _FRESH = 8192
@@ -190,17 +204,9 @@ class Part:
         return self.key, self.rest, self.pack, self.offset, self.length, self.raw_length, self.kind
 
 
-#: The columns in a file, in their order: type, numbers in a row.
-_COLUMNS: tuple[tuple[type[np.generic], int], ...] = (
-    (np.uint64, 1),
-    (np.uint64, 3),
-    (np.uint32, 1),
-    (np.uint32, 1),
-    (np.uint32, 1),
-    (np.uint32, 1),
-    (np.uint8, 1),
-)
-_ROW = sum(np.dtype(kind).itemsize * width for kind, width in _COLUMNS)
+#: The columns in a file, in their order: type (unsigned, bytes of a number), numbers in a row.
+_COLUMNS = (("u8", 1), ("u8", 3), ("u4", 1), ("u4", 1), ("u4", 1), ("u4", 1), ("u1", 1))
+_ROW = sum(int(kind[1:]) * width for kind, width in _COLUMNS)
 
 
 def _mapped_part(mapped: mmap.mmap, blobs: int) -> Part:
