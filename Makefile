@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 # Tests run at once. Many wait more than they work; with too many the timed ones wait for each other.
-JOBS ?= 4
+JOBS ?= 3
 # Words for pytest: make test TESTS=tests/unit, make test TESTS='-k guard'.
 TESTS ?=
 # How long each test of `make fuzz` goes on. PULLBACK_HISTORY_STEPS=5000 ends the random histories by their steps,

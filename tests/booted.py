@@ -32,6 +32,7 @@ class Command:
     lines: list[dict[str, Any]] = field(default_factory=list)
     _reader: threading.Thread = field(init=False)
     _new: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
+    _said: str = ""
 
     def __post_init__(self) -> None:
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -71,6 +72,10 @@ class Command:
         with contextlib.suppress(AssertionError):
             self.until(type="nothing")
         self.process.wait(SECONDS)
+        self._reader.join(SECONDS)
+        while not self._new.empty():  # what came after an earlier end of waiting
+            if (line := self._new.get()) is not None:
+                self.lines.append(line)
         assert self.lines, self.stderr()
         return self.lines[-1]
 
@@ -98,7 +103,8 @@ class Command:
         """What it said to people."""
         self.process.wait(SECONDS)
         assert self.process.stderr is not None
-        return self.process.stderr.read()
+        self._said += self.process.stderr.read()
+        return self._said
 
 
 @dataclass

@@ -102,9 +102,9 @@ def test_a_damaged_block_is_an_io_error_just_there_and_told(stored: Stored, tmp_
         assert read(handle, Extent(bad[0].start - KiB, 2 * KiB)) == errno.EIO
 
 
-def test_a_damaged_block_below_a_writable_disk(restic: Stored) -> None:
+def test_a_damaged_block_below_a_writable_disk(restic: Stored, short_dir: Path) -> None:
     damage(restic)
-    with running("serve", restic, "--copy-on-write") as program:
+    with running("serve", restic, "--copy-on-write", state=short_dir) as program:
         handle = client(program.uri())
         found = [read(handle, Extent(start, MiB)) for start in range(0, 8 * MiB, MiB)]
         assert [got for got in found if isinstance(got, int)] == [errno.EIO]
