@@ -43,3 +43,21 @@ def test_who_greets_as_qemu_does_and_refuses_command_mode_is_no_monitor(short_di
     refusal: dict[str, object] = {"error": {"class": "CommandNotFound", "desc": "no"}}
     with pytest.raises(errors.NotQmp, match="takes no command"):
         asyncio.run(replayed(short_dir / "qmp.sock", refusal))
+
+
+def test_who_hangs_up_right_after_the_greeting_is_gone(short_dir: Path) -> None:
+    """As a QEMU that does not start. Whether it is seen before or after the first command is chance."""
+    socket = short_dir / "qmp.sock"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(lines(GREETING))
+        writer.close()
+
+    async def come() -> None:
+        async with await asyncio.start_unix_server(serve, socket):
+            for _ in range(50):
+                with pytest.raises(errors.UnreachableError):
+                    async with monitor.connect(socket):
+                        pass
+
+    asyncio.run(come())

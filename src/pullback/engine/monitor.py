@@ -151,6 +151,9 @@ async def connect(socket: Path, *, timeout: float = GREETING_SECONDS) -> AsyncIt
         raise errors.MonitorBusy(socket=str(socket), seconds=timeout) from error
     except ConnectError as error:
         raise _translate(socket, error.exc) from error
+    except AssertionError as error:  # the library's own, when the other end hangs up right after its greeting
+        await _disconnect(client)
+        raise errors.UnreachableError(socket=str(socket), reason="it closed the connection") from error
     try:
         await _negotiate(client, socket, timeout)
         yield Monitor(client, socket, peer)
