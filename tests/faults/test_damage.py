@@ -96,7 +96,7 @@ def from_another_point(point: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [remove, truncate, rename, swap, from_another_point])
-@pytest.mark.parametrize("which", [0, -1])
+@pytest.mark.parametrize("which", [0, pytest.param(-1, marks=pytest.mark.slow)])
 def test_a_file_that_is_not_what_it_was_ends_with_13(box: Box, damage: Callable[[Path], None], which: int) -> None:
     """Of the newest point, or of the first, on which it is built."""
     ids = three_points(box)

@@ -264,7 +264,7 @@ def _little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "_MINIMUM_FREE", 16 * MiB)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", [RandomHistory, ResticHistory])
 def test_every_answer_in_a_random_history_is_what_the_model_says(kind: type[RandomHistory], seed: int) -> None:
     live(seed, histories=1, steps=12, kind=kind)

@@ -193,7 +193,7 @@ def test_a_slow_store_is_waited_for(make_box: MakeBox) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("moment", ["hang-write-data-1", "hang-write-data-3"])
+@pytest.mark.parametrize("moment", ["hang-write-data-1", pytest.param("hang-write-data-3", marks=pytest.mark.slow)])
 def test_a_store_that_hangs_is_left_by_a_signal(make_box: MakeBox, moment: str, number: signal.Signals) -> None:
     life = Life(make_box)
     with command(life.box, moment) as process:

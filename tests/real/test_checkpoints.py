@@ -602,7 +602,13 @@ KILLED = {
 }
 
 
-@pytest.mark.parametrize("words", KILLED.values(), ids=KILLED)
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=name, marks=[pytest.mark.slow] if name in ("measure", "show") else [])
+        for name, words in KILLED.items()
+    ],
+)
 def test_killed_at_any_changing_command_document_and_bitmaps_agree(box: Box, words: list[str]) -> None:
     create(box, "base")
     box.write("vda", 1, 0, CLUSTER)

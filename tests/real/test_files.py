@@ -327,6 +327,7 @@ def test_names_do_nothing_to_a_terminal(plain: Kept) -> None:
     assert "\x1b" not in listed.stdout
 
 
+@pytest.mark.slow
 def test_a_directory_becomes_an_archive(restic: Kept, tmp_path: Path) -> None:
     done = restic.cli("get", "/etc", "--to", tmp_path / "etc.tar")
     assert done.returncode == 0, done.stderr

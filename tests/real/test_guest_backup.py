@@ -100,7 +100,10 @@ def test_disks_frozen_one_by_one_are_not_one_instant(small: build.SmallGuest, sh
     assert second.newest not in (first.newest, first.newest - 1)
 
 
-@pytest.mark.parametrize(("bus", "iothread"), [(qemu.Bus.VIRTIO, "io1"), (qemu.Bus.VIRTIO, None)])
+@pytest.mark.parametrize(
+    ("bus", "iothread"),
+    [(qemu.Bus.VIRTIO, "io1"), pytest.param(qemu.Bus.VIRTIO, None, marks=pytest.mark.slow)],
+)
 def test_a_guest_under_write_load_sees_no_error_and_short_pauses(
     small: build.SmallGuest, short_dir: Path, bus: qemu.Bus, iothread: str | None
 ) -> None:

@@ -106,7 +106,7 @@ def restart_on(box: Box, **paths: Path | str) -> None:
 # -- create and commit -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("iothread", [None, "io1"])
+@pytest.mark.parametrize("iothread", [pytest.param(None, marks=pytest.mark.slow), "io1"])
 def test_tracking_goes_on_over_create_restart_and_commit(make_box: MakeBox, iothread: str | None) -> None:
     box = one(make_box, iothread=iothread)
     base = box.disks[0].path

@@ -148,6 +148,7 @@ def test_a_point_that_comes_up_is_proven_by_all_that_was_asked_for(kept: dict[st
     assert kept["restic"].left() == []
 
 
+@pytest.mark.slow
 def test_without_a_wish_the_agents_answer_is_enough(kept: dict[str, Kept]) -> None:
     one = kept["dir"]
     kernel = one.request.wishes.kernel

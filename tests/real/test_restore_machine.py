@@ -206,7 +206,7 @@ def test_a_damaged_point_leaves_the_machine_without_leftovers_and_says_what_it_h
 # -- interrupted -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_an_interrupted_restore_lets_go_of_the_machine_and_never_lets_it_run(
     make_box: MakeBox, number: signal.Signals
 ) -> None:

@@ -126,7 +126,7 @@ def test_short_ids_and_tags_are_listed(box: Box) -> None:
 
 @pytest.mark.parametrize(("kind", "size", "rate"), [("restic", 40 * MiB, 8 * MiB), ("dir", 3 * MiB, MiB)])
 def test_reading_may_be_slowed_down(tmp_path: Path, kind: str, size: int, rate: int) -> None:
-    """The first second's worth is free, and what is read last (a pack of 16 MiB, a block of 1 MiB) is not waited for."""
+    """The first second's worth is free, and what is read last (a pack of 16 MiB, a block) is not waited for."""
     found = stored.store(tmp_path, kind, {"vda": random.Random(1).randbytes(size)})
     request = verify.Request(repository=found.place, access=found.access, read_data=True, rate=rate)
     report = asyncio.run(verify.verify(request))
